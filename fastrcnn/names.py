@@ -13,6 +13,10 @@ NAME_BYTES = 255  # maximum length of a file name on common file systems
 SAME_FILES = "differ only in letter case or Unicode form; on macOS and Windows, their comp4 files overwrite each other"
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, lone surrogates, line and paragraph separators
 
+# Characters that Markdown interprets: some anywhere, others at the start of a line or after `www`. The second group is
+# the character, and the first group is the text before it.
+MARKDOWN = re.compile(r"(^\d+(?=[.)])|www(?=\.)|^(?=[-+#=])|(?=[\\`*_\[\]<>&~$@:]))(.)", re.IGNORECASE)
+
 
 def refuse_stream(source: str | None) -> None:
     """Raise UserError if the value of the key `source` names a camera or a URL, and not an existing file."""
@@ -70,6 +74,22 @@ def class_fault(name: str, split: str) -> str | None:
             f"is {NAME_BYTES}"
         )
     return None
+
+
+def csv_cell(text: str) -> str:
+    """Return text for a CSV file, with an apostrophe before it if a spreadsheet would run it as a formula."""
+    number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text, re.IGNORECASE)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not number else text
+
+
+def escape_markdown(text: str) -> str:
+    """Escape text so that Markdown shows it unchanged, on one line: without formatting, HTML, lists and links."""
+    return MARKDOWN.sub(r"\1\\\2", " ".join(text.split()))
+
+
+def code_span(text: str) -> str:
+    """Return text as a code span of Markdown. Backticks would end the span, and are replaced."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
 def same_files(names: Iterable[str]) -> list[list[str]]:

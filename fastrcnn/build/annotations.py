@@ -149,7 +149,8 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     tests: the splits to evaluate saved detections on. If data.classes is null, these splits must exist, and the classes
         in data.train are added if data.train exists. If `tests` is None, the training and validation splits must exist,
         and the classes in data.test are added if data.test exists.
-    The name of label i is element i - 1. Raises UserError if a required split cannot be read, or if class names are
+    The name of label i is element i - 1. With data.skip_bad, invalid class names in the annotations are excluded, so
+    that `samples` skips their objects. Raises UserError if a required split cannot be read, or if class names are
     missing or invalid.
     """
     evaluated = config.test if tests is None else tests
@@ -171,6 +172,8 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     if not names:
         every = ", ".join([*needed, *other])
         raise UserError(f"{config.root}: the annotations in the splits {every} contain no objects.")
+    if config.skip_bad:
+        names = [name for name in names if not class_fault(name, split_name(evaluated))] or names
     return checked_names(names, evaluated)
 
 

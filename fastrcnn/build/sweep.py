@@ -20,6 +20,7 @@ from fastrcnn.config.schema import TrainConfig
 from fastrcnn.config.sweep import as_config, choices, multirun, varying_keys
 from fastrcnn.errors import UserError
 from fastrcnn.files import refuse_unusable, replace_file
+from fastrcnn.names import csv_cell
 from fastrcnn.parallel.launch import launch
 
 log = logging.getLogger("fastrcnn")
@@ -169,7 +170,7 @@ def report(folder: Path) -> int:
         value = "failed" if result["error"] else "none" if result["mAP"] is None else f"{result['mAP']:.4f}"
         rows.append([str(number), *(values.get(key, "") for key in keys), value])
     content = io.StringIO(newline="")
-    csv.writer(content).writerows(rows)
+    csv.writer(content).writerows([csv_cell(cell) for cell in row] for row in rows)
     replace_file(folder / "sweep.csv", content.getvalue().encode())
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastrcnn.data.frames import Look, without_objects
 from fastrcnn.data.images import IMAGE_SUFFIXES, Stored, apply_orientation, decode_stored, read_bytes
-from fastrcnn.data.truth.text_files import read_lines
+from fastrcnn.data.truth.text_files import is_file, read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.ahead import ahead, threads
 from fastrcnn.structures import Sample
@@ -57,7 +57,7 @@ def paths_in_list(path: Path) -> list[Path]:
     """
     names = {number: name for number, line in enumerate(read_lines(path), 1) if (name := line.strip())}
     files = {number: path.parent / Path(name).expanduser() for number, name in names.items()}
-    missing = [f"{path}, line {n}: the file {file} does not exist." for n, file in files.items() if not file.is_file()]
+    missing = [f"{path}, line {n}: the file {file} does not exist." for n, file in files.items() if not is_file(file)]
     if missing:
         more = [f"... and {len(missing) - 10} more"] if len(missing) > 10 else []
         advice = "Paths must be absolute, or relative to the folder of the text file."

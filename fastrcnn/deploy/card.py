@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastrcnn.deploy.program import LEAST_SIDE, write_program
 from fastrcnn.inference.description import Description, sound_evaluation
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.head import parameter_count
+from fastrcnn.names import escape_markdown
 from fastrcnn.weights import export
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,9 @@ def model_card(description: Description, output: Path, box_regression: bool, par
             "long_side": data["long_side"],
         }
         unsaid = "".join(f" \\\n    {shlex.quote(f'data.{key}={value}')}" for key, value in keys.items())
+    file = output.name if re.fullmatch(r"[\w.,+=@-]+", output.name) else f"MODEL{output.suffix}"
     return pages.get_template("model_card.md.j2").render(
-        file=output.name,
+        file=file,
         kind=output.suffix[1:],
         size=output.stat().st_size,
         parameters=parameters,
@@ -59,6 +62,8 @@ def model_card(description: Description, output: Path, box_regression: bool, par
         std=std,
         g=lambda number: f"{number:g}",
         cell=cell,
+        escape=escape_markdown,
+        sentence=sentence,
         figure=figure,
         classes=description.classes,
         unsaid=unsaid,
@@ -90,12 +95,18 @@ def proposal_reach(metrics: Mapping[str, Any]) -> str:
     (least, worst), (most, best) = min(shares), max(shares)
     if least == most:
         return f"{100 * least:.1f} % of the objects of every class"
-    return f"{100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best}) of the objects of each class"
+    low, high = f"{100 * least:.1f} % ({escape_markdown(worst)})", f"{100 * most:.1f} % ({escape_markdown(best)})"
+    return f"{low} to {high} of the objects of each class"
 
 
 def cell(text: str) -> str:
     """Escape text for a cell of a Markdown table."""
-    return text.replace("|", "\\|")
+    return escape_markdown(text).replace("|", "\\|")
+
+
+def sentence(text: str) -> str:
+    """Escape HTML and links in a sentence of the training record, which can contain code spans."""
+    return re.sub(r"[<\[]", r"\\\g<0>", " ".join(text.split()))
 
 
 def figure(value: float | None) -> str:
@@ -128,7 +139,8 @@ def write_with_card(
         case _:
             export.write_torchvision(model, output, source)
     with files.write_derived(card, source) as path:
-        path.write_text(model_card(description, output, box_regression, parameter_count(model)), encoding="utf-8")
+        text = model_card(description, output, box_regression, parameter_count(model))
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return card
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.model.networks import NETWORKS
+from fastrcnn.names import code_span
 
 
 def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,12 +25,13 @@ def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, A
 
 def converted_record(file: str) -> dict[str, Any]:
     """Return the training record of a network that another program trained. file: the name of its weights file."""
-    return {"data": [f"Converted from `{file}`, which does not record the training data or recipe."], "recipe": []}
+    text = f"Converted from {code_span(file)}, which does not record the training data or recipe."
+    return {"data": [text], "recipe": []}
 
 
 def _data(data: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
-    splits = ", ".join(f"`{split}`" for split in data["train"])
-    text = f"Data set `{data['name']}`, {'splits' if len(data['train']) > 1 else 'split'} {splits}"
+    splits = ", ".join(map(code_span, data["train"]))
+    text = f"Data set {code_span(data['name'])}, {'splits' if len(data['train']) > 1 else 'split'} {splits}"
     if images := counts.get("images"):
         text += f": {_number(images, 'image')}"
         if objects := sum(counts.get("objects", {}).values()):
@@ -43,7 +45,7 @@ def _data(data: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
         lines.append("Objects of classes other than those above were excluded.")
     search, most = data["selective_search"], data["max_proposals"]
     if data["proposals"] is not None:
-        made = f"read from `{Path(data['proposals']).name}`"
+        made = f"read from {code_span(Path(data['proposals']).name)}"
     else:
         most = min(most, search["max_boxes"])
         at = f", longer side {search['side']} pixels" if search["side"] else ""
@@ -101,12 +103,12 @@ CHANGES = {
 def _initial(config: Mapping[str, Any]) -> str:
     weights = config["model"]["weights"]
     if config.get("start") is not None:
-        return f"the checkpoint `{Path(config['start']).name}`"
+        return f"the checkpoint {code_span(Path(config['start']).name)}"
     if weights is None:
         return "random (no pre-trained weights)"
     if weights == "imagenet":
         return "torchvision's VGG16, trained on ImageNet"
-    return f"`{Path(weights).name}`"
+    return code_span(Path(weights).name)
 
 
 def _trained_layers(model: Mapping[str, Any], solver: Mapping[str, Any]) -> str:

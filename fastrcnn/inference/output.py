@@ -19,7 +19,7 @@ from fastrcnn.evaluation.voc_ap import detections_by_class
 from fastrcnn.files import replace_file, write_folder
 from fastrcnn.inference.detector import Detector
 from fastrcnn.inference.labels import FORMATS, Labelled, label_files
-from fastrcnn.names import comp4_name
+from fastrcnn.names import comp4_name, csv_cell
 from fastrcnn.structures import Detections
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ class Output:
         """Write the detections in the requested formats.
 
         detections.json is a COCO results file with additional keys. detections.csv contains boxes as x1, y1, x2, y2.
+        Text in it that a spreadsheet would run as a formula starts with an apostrophe.
         Label files contain only the drawn detections.
         """
         rows: list[dict[str, Any]] = []
@@ -159,12 +160,13 @@ class Output:
         if "csv" in self.formats:
             text = io.StringIO()
             about = ["image_id", *self.columns, "category", "category_id", "score"]
-            table = csv.writer(text, lineterminator="\n")
+            table = csv.writer(text)  # its lines end in CR LF, so that a carriage return in a name is quoted
             table.writerow([*about, "x1", "y1", "x2", "y2"])
             for row in rows:
                 x, y, width, height = row["bbox"]
-                table.writerow([*(row[key] for key in about), x, y, round(x + width, 2), round(y + height, 2)])
-            self._write("detections.csv", text.getvalue())
+                values = [csv_cell(v) if isinstance(v := row[key], str) else v for key in about]
+                table.writerow([*values, x, y, round(x + width, 2), round(y + height, 2)])
+            self._write("detections.csv", text.getvalue().replace("\r\n", "\n"))
         if "comp4" in self.formats:
             by_class = detections_by_class([found for *_, found in self.found], self.detector.classes)
             write_comp4(self.folder, SPLIT, by_class, [image_id for image_id, *_ in self.found])

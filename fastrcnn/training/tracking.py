@@ -164,7 +164,7 @@ def log_to(folder: Path) -> Iterator[None]:
     """
     path = folder / "train.log"
     try:
-        file = LogFile(path, encoding="utf-8")
+        file = LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}). {ADVICE}") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

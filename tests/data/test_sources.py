@@ -96,3 +96,9 @@ def test_a_video_is_known_by_its_suffix(tmp_path: Path) -> None:
     assert sources.is_video(str(tmp_path / "a.MP4"))
     assert not sources.is_video(str(tmp_path / "b.mp4"))
     assert not sources.is_video(str(tmp_path))
+
+
+def test_a_listed_path_of_300_letters_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("x" * 300 + ".jpg\n")
+    with pytest.raises(UserError, match=r"line 1: the file .* does not exist"):
+        sources.paths_in_list(tmp_path / "list.txt")

@@ -15,7 +15,7 @@ import pytest
 from slim_detectors import CLASSES, boxes, described, picture, slim
 
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.deploy.card import evaluations, model_card
+from fastrcnn.deploy.card import evaluations, model_card, write_with_card
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.deploy.program import write_program
 from fastrcnn.inference.detector import Detector
@@ -137,6 +137,67 @@ def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> 
     assert "| Precision | float32, converted from weights that were rounded to float16 |" in card
     assert "No evaluation of this detector is recorded." in card
     assert "The detector recognises only the class above." in card
+
+
+AWKWARD = (
+    "a|b",
+    "a\nb",
+    "<script>alert(1)</script>",
+    "`x`",
+    "[x](http://x)",
+    "![x](y)",
+    "# x",
+    "- x",
+    "123. x",
+    "a\\|b",
+    "*x* _y_ ~~z~~",
+    "&lt;b&gt;",
+    "https://x www.x.org",
+    "---",
+    "\ud800",
+)
+
+
+def test_names_do_not_change_the_structure_of_the_card(tmp_path: Path) -> None:
+    """The expected text is Markdown (CommonMark, with tables as on GitHub) that shows the name itself."""
+    metrics = {"a|`b`": {"metric": "voc07", "mAP": 0.5, "images": 9, "ap": dict.fromkeys(AWKWARD, 0.5)}}
+    metrics["a|`b`"]["recall"] = {"<b>": 0.5, "[y](z)": 1.0}
+    record = {"data": ["Data set `a`.\n# <b>[x](y)"], "recipe": [], "objects": dict.fromkeys(AWKWARD, 3)}
+    of = replace(described(slim()), classes=AWKWARD, metrics=metrics, record=record)
+    (tmp_path / "a`\n```.safetensors").touch()
+    card = model_card(of, tmp_path / "a`\n```.safetensors", True, 1)
+    assert card.startswith("# MODEL.safetensors\n")
+    classes = card.split("## Classes\n\n")[1].split("\n\n##")[0]
+    assert classes.splitlines() == [
+        "1. a|b",
+        "2. a b",
+        r"3. \<script\>alert(1)\</script\>",
+        r"4. \`x\`",
+        r"5. \[x\](http\://x)",
+        r"6. !\[x\](y)",
+        r"7. \# x",
+        r"8. \- x",
+        r"9. 123\. x",
+        r"10. a\\|b",
+        r"11. \*x\* \_y\_ \~\~z\~\~",
+        r"12. \&lt;b\&gt;",
+        r"13. https\://x www\.x.org",
+        r"14. \---",
+        "15. \ud800",
+    ]
+    assert "| a\\|b | 3 | 0.500 |\n| a b | 3 | 0.500 |\n" in card
+    assert "\n| a\\\\\\|b | 3 | 0.500 |\n" in card, "a backslash and a bar, each escaped"
+    assert "| Class | Training objects | a\\|\\`b\\` |\n" in card
+    assert r"On a|\`b\`, 50.0 % (\<b\>) to 100.0 % (\[y\](z)) of the objects" in card
+    assert "\n- Data set `a`. # \\<b>\\[x](y)\n" in card
+
+
+def test_a_card_with_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    model = slim()
+    of = replace(described(model), record={"data": ["Proposals: read from `caf\udce9`."]})
+    card = write_with_card(model, of, True, tmp_path / "a.safetensors")
+    assert r"- Proposals: read from `caf\udce9`." in card.read_text(encoding="utf-8")
 
 
 def test_evaluations_of_another_checkpoint_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

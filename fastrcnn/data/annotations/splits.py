@@ -26,6 +26,7 @@ from fastrcnn.data.annotations.layouts import is_annotation_file, is_coco, listi
 from fastrcnn.data.annotations.unread import unread
 from fastrcnn.data.truth.annotated import Annotated, to_samples
 from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
+from fastrcnn.data.truth.text_files import exists
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -234,7 +235,7 @@ def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
         return [read_coco_file(source).annotated] * len(image_ids)
     if source.is_file():
         return [True] * len(image_ids)  # images that these files list count as annotated
-    return [find_annotation(source, image_id).exists() for image_id in image_ids]
+    return [exists(find_annotation(source, image_id)) for image_id in image_ids]
 
 
 def source_problems(source: Path, root: Path | None = None) -> list[Problem]:

@@ -17,6 +17,7 @@ from fastrcnn.data.annotations.formats.voc_layout import (
 from fastrcnn.data.annotations.layouts import every_file, is_coco, read_listing
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.text_files import exists
 
 
 def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:
@@ -76,7 +77,8 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
             others = f"the file is not read, because the used files contain all of its images ({len(own)})."
             problems.append(_not_used(file, what if new else others))
     listed = in_use.union(*images.values())
-    there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
+    folders = [folder for folder in {path.parent for path in listed} if exists(folder)]
+    there = {p for folder in folders for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
     absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
     if len(lone) > absent and not broken:  # otherwise they can be images that are listed with wrong paths

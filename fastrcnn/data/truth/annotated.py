@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrcnn.data.truth.problems import Problem, Problems
 from fastrcnn.errors import nearest
+from fastrcnn.names import class_fault
 from fastrcnn.structures import Sample
 
 Box = tuple[float, float, float, float]
@@ -203,10 +204,12 @@ def unknown_classes(names: Iterable[str], classes: Sequence[str]) -> dict[str, s
     """
     more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
     known = f"Known classes: {', '.join(classes[:SHOWN]) or 'none'}{more}."
-    return {
-        name: f"unknown class '{name}'.{nearest(name, classes) if number < SHOWN else ''} {known}"
-        for number, name in enumerate(dict.fromkeys(names))
-    }
+    texts = {}
+    for number, name in enumerate(dict.fromkeys(names)):
+        fault = class_fault(name, "test")
+        why = f" The name {fault}." if fault else nearest(name, classes) if number < SHOWN else ""
+        texts[name] = f"unknown class '{name}'.{why} {known}"
+    return texts
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:

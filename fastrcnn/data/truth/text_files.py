@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -11,6 +12,9 @@ from fastrcnn.errors import UserError
 # Byte order marks. UTF-32 comes first, because one of its marks starts with a mark of UTF-16.
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+# Surrogates that no file name contains. Those from \udc80 to \udcff stand for the bytes of invalid UTF-8.
+LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -32,6 +36,16 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(
             f"{path}, line {line}: not valid {encoding.removesuffix('-sig').upper()}. Save the file as UTF-8."
         ) from None
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file or folder exists. If a name is too long, return False instead of raising OSError."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file. If a name is too long, return False instead of raising OSError."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def leads_out(name: str) -> bool:

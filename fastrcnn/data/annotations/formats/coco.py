@@ -6,7 +6,6 @@ boxes (x, y, x + width, y + height). Segmentations and keypoints are not read.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,11 @@ from fastrcnn.data.annotations.formats.coco_file import (
     is_box,
     is_number,
     read_coco_file,
+    repeated,
 )
 from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject, box_fault, enclosing, read_flag
 from fastrcnn.data.truth.problems import LEADS_OUT, Problem
+from fastrcnn.data.truth.text_files import is_file
 
 FLAGS = ("iscrowd", "ignore")
 
@@ -50,7 +51,7 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
             continue
         path_there = file.base / image.file_name
         read = Annotated(image_id, path_there, path, image.width, image.height, number=image.number)
-        if need_pictures and not path_there.is_file():
+        if need_pictures and not is_file(path_there):
             problem = Problem("missing_image", str(path_there), f"no such image. It is named in {path}.")
             yield replace(read, problems=(problem,))
         elif not path_there.resolve().is_relative_to(file.base.resolve()):
@@ -68,15 +69,18 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
 def _read_object(
     file: CocoFile, number: int, entry: dict[str, Any], image: CocoImage
 ) -> tuple[AnnotatedObject | None, list[Problem]]:
-    """Return the object of an annotation (None if its flags are invalid), and its problems except errors of the box."""
+    """Return an annotation's object (None if keys or flags are invalid), and its problems except errors of the box."""
+    attributes = entry.get("attributes")
+    if fault := repeated(entry) or repeated(attributes if isinstance(attributes, dict) else {}):
+        return None, [annotation_problem(file.path, number, fault)]
     flags = {key: read_flag(entry.get(key)) for key in FLAGS}
     if unclear := [key for key, value in flags.items() if value is None]:
-        what = f"`{unclear[0]}` must be 0 or 1, but is {entry[unclear[0]]!r}."
+        what = f"`{unclear[0]}` must be 0 or 1, but is {repr(entry[unclear[0]])[:80]}."
         return None, [annotation_problem(file.path, number, what)]
     flag = next((key for key, value in flags.items() if value), "")
     key = id_key(entry.get("category_id"))
     category = None if key is None else file.categories.get(key)
-    name = f"category {entry.get('category_id')!r}" if category is None else category
+    name = f"category {repr(entry.get('category_id'))[:80]}" if category is None else category
     box, area, degrees = entry.get("bbox"), entry.get("area"), _rotation(entry)
     start = AnnotatedObject(
         file.path,
@@ -90,7 +94,7 @@ def _read_object(
         unit="annotation",
     )
     if not isinstance(box, list) or not is_box(box):
-        return replace(start, fault="is not a list of four numbers."), []
+        return replace(start, fault="is not a list of four numbers below 10,000,000."), []
     x, y, width, height = (float(v) for v in box)
     corners, notes = (x, y, x + width, y + height), []
     fault = "" if width > 0 and height > 0 else "has no area: width and height must be greater than 0."
@@ -112,8 +116,8 @@ def _rotation(entry: dict[str, Any]) -> float:
 
 def where_images_are(path: Path, missing: Path, root: Path) -> str:
     """Return a message that states where a missing image of a COCO file is below `root`, or "" if it was not found."""
-    name = glob.escape(missing.name)
-    there = next((root.parent if root.is_file() else root).rglob(name), None)
+    folder = root.parent if root.is_file() else root
+    there = next((path for path in folder.rglob("*") if path.name == missing.name), None)
     if there is None:
         return ""
     return (

@@ -7,7 +7,6 @@ package, the id of an image is therefore its path relative to the data set's fol
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastrcnn.data.truth.problems import Problem
-from fastrcnn.data.truth.text_files import leads_out
+from fastrcnn.data.truth.text_files import LONE, is_file, leads_out
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
@@ -139,6 +138,8 @@ def _parse(path: Path) -> CocoFile:
         raise OtherJsonError(
             f"{path}: not a COCO annotation file, because the list `images` or `categories` is missing."
         )
+    if None in content:
+        raise UserError(f"{path}: {repeated(content)} Merge the lists or remove one of them.")
     content["annotations"] = content.get("annotations") or []  # test sets have none
     entries: dict[str, list[dict[str, Any]]] = {}
     for name in ("images", "categories", "annotations"):
@@ -177,15 +178,30 @@ def _json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path}: the file is larger than the limit of {MAX_JSON_BYTES // 1_000_000_000} GB.")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid UTF-8 (at byte {error.start}).") from None
-    except (ValueError, RecursionError) as error:  # numbers with thousands of digits, deeply nested lists
-        raise UserError(f"{path}: the JSON cannot be read ({error}).") from None
+    except RecursionError:
+        raise UserError(f"{path}: the JSON cannot be read, because its lists are nested too deeply.") from None
+    except ValueError:  # see sys.set_int_max_str_digits
+        raise UserError(f"{path}: the JSON cannot be read, because a number has more than 4,300 digits.") from None
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str | None, Any]:
+    """Convert a JSON object to a dict. If a key occurs more than once, it is the value of the additional key None."""
+    found: dict[str | None, Any] = dict(pairs)
+    if len(found) < len(pairs):
+        found[None] = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    return found
+
+
+def repeated(entry: dict[Any, Any]) -> str:
+    """Return the error message about a key that occurs more than once in a JSON object, or "" if there is none."""
+    return f"the key `{entry[None][:80]}` occurs more than once." if None in entry else ""
 
 
 def _images(
@@ -201,7 +217,9 @@ def _images(
         cause = fault = _image_fault(entry)
         name = "" if fault else str(PurePosixPath(entry["file_name"].replace("\\", "/")))
         if not fault and (key in images or key in refused):
-            raise UserError(f"{path}, image {number}: the id {entry['id']} is used twice. Ids must be unique.")
+            raise UserError(
+                f"{path}, image {number}: the id {str(entry['id'])[:80]} is used twice. Ids must be unique."
+            )
         if not fault and leads_out(entry["file_name"]):
             cause, fault = OUTSIDE, f"`file_name` is '{entry['file_name']}', {OUTSIDE}"
         elif not fault and name in names:
@@ -224,12 +242,17 @@ def _images(
 
 def _image_fault(entry: dict[str, Any]) -> str:
     """Return the error of an entry of the list `images`, or an empty string if the entry is valid."""
+    if fault := repeated(entry):
+        return fault
     if id_key(entry.get("id")) is None:
         return "`id` is missing, or is not an integer or text."
     for key in ("width", "height"):
         if not is_number(entry.get(key)) or entry[key] % 1 or not 0 < entry[key] < 1_000_000:
-            return f"`{key}` must be an integer from 1 to 999,999 (pixels), but is {entry.get(key)!r}."
-    return "" if _text(entry.get("file_name")) else "`file_name` is missing, or is not text."
+            return f"`{key}` must be an integer from 1 to 999,999 (pixels), but is {repr(entry.get(key))[:80]}."
+    if not (name := _text(entry.get("file_name"))):
+        return "`file_name` is missing, or is not text."
+    lone = LONE.search(name)
+    return f"`file_name` contains the character {lone[0]!a}, which no file name can contain." if lone else ""
 
 
 def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) -> tuple[dict[Id, str], list[Problem]]:
@@ -243,14 +266,16 @@ def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) 
     faults = []
     for number, entry in enumerate(entries, 1):
         key, name = id_key(entry.get("id")), _text(entry.get("name"))
-        if key is not None and key not in used:
+        if fault := repeated(entry):
+            faults.append(f"category {number}: {fault}")
+        elif key is not None and key not in used:
             if name and key not in seen and name not in spare:
                 spare[name] = key
                 seen.add(key)
         elif key is None or not name:
             faults.append(f"category {number}: `id` or `name` is missing, or has the wrong type.")
         elif categories.get(key, name) != name:
-            faults.append(f"category {number}: the id {entry['id']!r} is used twice.")
+            faults.append(f"category {number}: the id {repr(entry['id'])[:80]} is used twice.")
         elif key not in categories and name in names:
             faults.append(f"category {number}: the name '{name}' is used twice.")
         else:
@@ -283,7 +308,7 @@ def _picture_base(path: Path, names: Sequence[str]) -> Path:
     part = path.stem.rpartition("_")[2]  # train2017 in instances_train2017.json
     roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
     for base in [b for root in roots for b in (root / part, root)]:
-        if any((base / name).is_file() for name in names[:20]):
+        if any(is_file(base / name) for name in names[:20]):
             return base
     return path.parent
 
@@ -314,4 +339,4 @@ def is_box(box: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Return whether a JSON value is a number that can be a coordinate in pixels (between -1e7 and 1e7)."""
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e7
+    return type(value) in (int, float) and abs(value) < 1e7  # False for NaN and infinity

@@ -30,6 +30,7 @@ from fastrcnn.data.annotations.formats.listing import (
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.annotated import AnnotatedObject, Box, box_fault
 from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.text_files import LONE
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
@@ -192,7 +193,7 @@ def _stored_name(name: str) -> str:
 def _local(text: str) -> str:
     """Return the file path that a URL contains, such as a/b.jpg for `/data/local-files/?d=a/b.jpg`."""
     address = urlsplit(text.replace("\\", "/"))
-    return parse_qs(address.query).get("d", [unquote(address.path)])[0]
+    return LONE.sub("\ufffd", parse_qs(address.query).get("d", [unquote(address.path)])[0])
 
 
 def _suffix(text: str) -> str:

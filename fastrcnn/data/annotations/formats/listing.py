@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from fastrcnn.data.images import IMAGE_SUFFIXES, read_bytes, read_header
 from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject, Box
 from fastrcnn.data.truth.problems import LEADS_OUT, Problem
-from fastrcnn.data.truth.text_files import leads_out
+from fastrcnn.data.truth.text_files import exists, is_file, leads_out
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
@@ -76,7 +76,7 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
     def refused(kind: str, file: Path, what: str) -> Annotated:
         return replace(found, problems=(Problem(kind, str(file), what),))
 
-    if not image.path.is_file() and (need_pictures or image.size is None):
+    if not is_file(image.path) and (need_pictures or image.size is None):
         what = f"no such image. Its annotation file is {image.annotation}. "
         what += "The image was also searched for in the data set's folder."
         return refused("missing_image", image.path, what)
@@ -126,7 +126,7 @@ def resolve(written: str, bases: Sequence[Path]) -> Path | None:
     parts = tuple(p for p in parts if p not in ("..", ".", "/", "\\") and not p.endswith(("\\", ":")) and "\0" not in p)
     for start in range(len(parts) or 1):
         for base in bases:
-            if (there := base.joinpath(*parts[start:])).exists():
+            if exists(there := base.joinpath(*parts[start:])):
                 return there
     return None
 

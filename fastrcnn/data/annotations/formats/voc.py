@@ -18,6 +18,7 @@ from fastrcnn.data.annotations.formats.voc_xml import last_part, read_annotation
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.annotated import Annotated
 from fastrcnn.data.truth.problems import LEADS_OUT, Problem
+from fastrcnn.data.truth.text_files import is_file
 
 
 def read_voc(
@@ -53,7 +54,7 @@ def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
     ]
     if nfc(named) == nfc(used):
         return notes
-    if Path(named).suffix.lower() in IMAGE_SUFFIXES and (images[0].parent / named).is_file():
+    if Path(named).suffix.lower() in IMAGE_SUFFIXES and is_file(images[0].parent / named):
         what = (
             f"<filename> is '{named}', another image of the data set. '{used}', which has the XML file's name, is used."
         )

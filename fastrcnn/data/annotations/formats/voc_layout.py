@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
 from fastrcnn.data.annotations.formats.voc_xml import last_part, read_annotation
 from fastrcnn.data.images import IMAGE_SUFFIXES
-from fastrcnn.data.truth.text_files import leads_out, read_lines
+from fastrcnn.data.truth.text_files import is_file, leads_out, read_lines
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError, nearest
 
@@ -272,7 +272,7 @@ def read_split(root: Path, split: str) -> list[str]:
     Raises UserError if the list is missing or empty, or has an invalid or duplicate line.
     """
     path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
+    if not is_file(path):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder. Check data.root and the names of the splits.")
         present = split_lists(root)
@@ -317,6 +317,6 @@ def _id_of(root: Path, line: str) -> str | None:
         if len(text.split()) == 1 and not has_suffix:
             continue  # the usual case, which does not need to search for files
         for image_id in (text, stem) if has_suffix else (text,):
-            if find_images(root, image_id) or find_annotation(root, image_id).is_file():
+            if find_images(root, image_id) or is_file(find_annotation(root, image_id)):
                 return image_id
     return None if len(texts[-1].split()) > 1 else texts[-1]

@@ -30,7 +30,7 @@ from fastrcnn.data.annotations.formats.listing import (
 from fastrcnn.data.annotations.formats.yolo_labels import objects_in, parse_labels
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.problems import Problem, shorten
-from fastrcnn.data.truth.text_files import read_lines
+from fastrcnn.data.truth.text_files import exists, is_file, read_lines
 from fastrcnn.errors import UserError
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
@@ -92,7 +92,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
         label = _label_of(path, folder)
         objects = partial(objects_in, label, names, head.keypoints)
         images[image_id(path, folder)] = ListedImage(path, label, objects)
-    bare = [image for image in images.values() if not image.annotation.is_file()]
+    bare = [image for image in images.values() if not is_file(image.annotation)]
     if len(bare) == len(images):
         example = next(iter(images.values()), None)
         looked = f" The label file of the first image should be {example.annotation}." if example else ""
@@ -284,7 +284,7 @@ def _place(ways: Sequence[str], base: Path) -> Path | None:
     """
     for way in ways:
         parts = [part for part in PurePosixPath(way.replace("\\", "/")).parts if part not in ("..", ".", "/")]
-        if "\0" not in way and (there := base.joinpath(*parts)).exists():
+        if "\0" not in way and exists(there := base.joinpath(*parts)):
             return there
     file = resolve(ways[-1], [base])
     return file if file is not None and file.is_file() else None
@@ -309,7 +309,7 @@ def _label_of(image: Path, folder: Path) -> Path:
         if parts[at].casefold() in [name.casefold() for name in IMAGE_FOLDERS]:
             label = folder.joinpath(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
             beside = image.with_suffix(".txt")
-            return beside if beside.is_file() and not label.is_file() else label
+            return beside if is_file(beside) and not is_file(label) else label
     return image.with_suffix(".txt")
 
 
@@ -320,7 +320,7 @@ def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedIm
         what = f"images without a label file: {len(bare)} of {len(images)}. They are used as images without objects."
         notes.append(Problem("unlabelled", str(bare[0].path), what))
     used = {image.annotation for image in images.values()}
-    parents = dict.fromkeys(path.parent for path in used)
+    parents = [parent for parent in dict.fromkeys(path.parent for path in used) if exists(parent)]
     others = [p for parent in parents for p in sorted(parent.glob("*.txt")) if p not in used and parse_labels(p)[0]]
     others = [p for p in others if p.name not in NAME_FILES]
     if others:

@@ -409,3 +409,69 @@ def test_categories_are_compared_with_few_others() -> None:
     names, faults = coco_file._categories(Path("a.json"), entries, used)
     assert (list(names)[499:501], len(names), faults) == (["i499", "i500"], 1000, [])
     assert calls(lambda: coco_file._categories(Path("a.json"), entries, used)) < 30_000
+
+
+BIG = "9" * 400
+
+
+def damaged(root: Path, old: str, new: str) -> Path:
+    """A file of three pictures, where the text `old` of the first or of its annotation is replaced."""
+    value = content()
+    value["images"].append({"id": 20, "file_name": "twenty.png", "width": 64, "height": 48})
+    path = write(root, value)
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[3.5, ", f"[{BIG}, ", "annotation 1 (cat): the box"),
+        ('7, "category_id": 17', f'7, "category_id": {BIG}', "annotation 1: unknown class 'category 999"),
+        ('"iscrowd": 0, "area": 205.0', f'"iscrowd": {BIG}', "annotation 1: `iscrowd` must be 0 or 1, but is 999"),
+        ("[3.5, 4.0, 10.25, 20.0]", '[3.5, 4.0, 10.25, 20.0], "bbox": [0, 0, 5, 5]', "annotation 1: the key `bbox`"),
+        (
+            '"area": 205.0',
+            '"attributes": {"rotation": 1, "rotation": 2}',
+            "annotation 1: the key `rotation` occurs more",
+        ),
+        ('"seven.png", "width": 64', f'"seven.png", "width": {BIG}', "image 1: `width` must be an integer"),
+        ('"seven.png",', '"seven.png", "file_name": "8.png",', "image 1: the key `file_name` occurs more than once"),
+        ('"seven.png"', r'"se\ud800ven.png"', r"image 1: `file_name` contains the character '\ud800'"),
+        ('"seven.png"', f'"{"7" * 300}.png"', f"{'7' * 300}.png: no such image"),
+        ('"seven.png"', f'"{"7/" * 3000}.png"', "no such image"),
+    ],
+)
+def test_extreme_values_are_errors_or_are_skipped(tmp_path: Path, old: str, new: str, says: str) -> None:
+    path = damaged(tmp_path, old, new)
+    assert says in refused(path)
+    samples, problems = load(path, skip_bad=True)
+    assert "twelve.png" in [s.path.name for s in samples]
+    assert [says in line for line in problems.lines] == [True]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('{"images": ', '{"images": [], "images": ', "the key `images` occurs more than once"),
+        ("[3.5, ", f"[{'9' * 5000}, ", "a number has more than 4,300 digits"),
+    ],
+)
+def test_a_file_of_two_meanings_or_of_endless_numbers_is_refused(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert says in refused(damaged(tmp_path, old, new))
+
+
+def test_a_category_of_two_names_is_refused(tmp_path: Path) -> None:
+    path = damaged(tmp_path, '"name": "cat"', '"name": "cat", "name": "dog"')
+    assert "category 2: the key `name` occurs more than once" in refused(path)
+
+
+def test_if_all_images_have_names_that_are_too_long_none_is_searched_for_in_vain(tmp_path: Path) -> None:
+    value = content()
+    value["images"] = [{"id": n, "file_name": f"{n}{'7' * 300}.png", "width": 64, "height": 48} for n in range(6)]
+    value["annotations"] = []
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(value))
+    assert "6 problem(s)" in refused(path)

@@ -300,8 +300,8 @@ def test_a_box_that_all_annotations_lack_is_one_message(tmp_path: Path, call: Ca
     for split in ("train", "test"):
         change(root / split / NAME, lambda content: [a.pop("bbox") for a in content["annotations"]])
     status, _, report = check(call, root)
-    said = "the box None is not a list of four numbers. The same problem occurs in 6 annotations in 1 file. "
-    said += "This is the first."
+    said = "the box None is not a list of four numbers below 10,000,000. The same problem occurs in 6 annotations in 1 "
+    said += "file. This is the first."
     assert (status, [p["what"] for p in report["errors"]]) == (1, [said] * 2)
     assert not {p["kind"] for p in report["notes"]} & {"test_only", "no_truth", "lone"}
     with pytest.raises(UserError) as caught:
@@ -380,3 +380,25 @@ def test_folders_and_coco_files_beside_xml_that_are_not_used_are_reported(
     _, _, report = check(call, voc.root)
     (note,) = [p for p in report["notes"] if p["kind"] == "unused_file"]
     assert (note["file"], note["what"].split(",")[0]) == (str(voc.root / "coco.json"), "the file is not read")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("do\ud800g", r"contains the character '\ud800'"), ("d" * 300, "is too long"), ("d/g", "a slash")],
+)
+def test_objects_of_a_class_that_cannot_be_written_are_an_error_or_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, says: str
+) -> None:
+    root = export(export(tmp_path / "set", "train", dogs=2), "test")
+    for split in ("train", "test"):
+        change(root / split / NAME, lambda content: content["categories"][2].update(name=name))
+    with pytest.raises(UserError) as error:
+        annotations.classes(config_of(root))
+    assert says in str(error.value)
+    config = config_of(root, skip_bad=True)
+    assert annotations.classes(config) == ["cat"]
+    samples = annotations.samples(config, config.train, ["cat"], training=True)
+    assert [s.labels.tolist() for s in samples] == [[1], [1], [1]]
+    assert "skipped 1 invalid item(s)" in caplog.text, "one problem for the class"
+    assert "5 more object(s) have this class" in caplog.text
+    assert says in caplog.text

@@ -618,3 +618,39 @@ def test_annotations_in_two_formats_are_refused(tmp_path: Path) -> None:
         UserError, match=r"in several formats, YOLO \(classes\.txt\) and CSV \(boxes\.csv\)\. Choose one"
     ):
         find_split(tmp_path, "trainval")
+
+
+# ------------------------------------------------------------------------------------------------ long names
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize("name", [f"{LONG}.jpg", f"{LONG}/a.jpg", "x/" * 3000 + "a.jpg"])
+@pytest.mark.parametrize("file", ["data.yaml", "a.csv", "annotations.xml", "tasks.json"])
+def test_an_image_of_an_impossible_name_is_missing_like_any_other(tmp_path: Path, file: str, name: str) -> None:
+    picture(tmp_path / "images/b.jpg")
+    row = "100,80,cat,10,20,50,60"
+    image = '<image id="{}" name="{}" width="100" height="80"></image>'
+    task = {"annotations": [{"result": []}], "data": {"image": "images/b.jpg"}}
+    texts = {
+        "data.yaml": "names: [cat]\ntrain: train.txt\n",
+        "a.csv": f"filename,width,height,class,xmin,ymin,xmax,ymax\nimages/b.jpg,{row}\n{name},{row}\n",
+        "annotations.xml": f"<annotations>{image.format(0, 'b.jpg')}{image.format(1, name)}</annotations>",
+        "tasks.json": json.dumps([task, task | {"data": {"image": name}}]),
+    }
+    write(tmp_path / "train.txt", f"images/b.jpg\n{name}\n")
+    write(tmp_path / "labels/b.txt", "0 0.3 0.5 0.4 0.5\n")
+    listing = read_listing(write(tmp_path / file, texts[file]), tmp_path)
+    if name.endswith("/a.jpg") and file == "tasks.json":
+        assert len(listing.images) == 2, "Label Studio's images are found by the last part of their path"
+    missing = [p for found in listing.read(list(listing.images), tmp_path) for p in found.problems if p.error]
+    assert [(p.kind, p.what.partition(".")[0]) for p in missing] == [("missing_image", "no such image")]
+
+
+def test_an_image_of_label_studio_with_a_lone_surrogate_is_missing(tmp_path: Path) -> None:
+    picture(tmp_path / "images/b.jpg")
+    task = {"annotations": [{"result": []}], "data": {"image": "images/\ud800.jpg"}}
+    listing = read_listing(write(tmp_path / "tasks.json", json.dumps([task])), tmp_path)
+    ((problem,),) = [found.problems for found in listing.read(list(listing.images), tmp_path)]
+    assert problem.kind == "missing_image"
+    assert "\n".join(listing.images).encode(), "an id is part of files"

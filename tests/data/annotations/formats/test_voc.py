@@ -19,7 +19,7 @@ from fastrcnn.data.annotations.formats.voc_layout import (
     read_split,
 )
 from fastrcnn.data.annotations.formats.voc_xml import MAX_XML_BYTES, read_annotation
-from fastrcnn.data.annotations.splits import class_names, load
+from fastrcnn.data.annotations.splits import annotated, class_names, find_split, load
 from fastrcnn.errors import UserError
 
 CLASSES = ["cat", "dog"]
@@ -776,3 +776,27 @@ def test_real_voc2007_pictures_load_and_have_difficult_objects(test_data: Path) 
     easy, _ = load(root, test, classes, training=True, use_difficult=False)
     for s, all_of_it in zip(easy, samples[279:], strict=True):
         np.testing.assert_array_equal(s.boxes, all_of_it.boxes[~all_of_it.difficult])
+
+
+@pytest.mark.parametrize("line", ["x" * 300, "x" * 300 + ".png", "x/" * 3000 + "a"])
+def test_a_line_that_no_file_name_can_have_is_a_missing_image(tiny: VocFolder, line: str) -> None:
+    tiny.split("trainval", "a", line)
+    ids = find_split(tiny.root, "trainval")[1]
+    assert annotated(tiny.root, ids, tiny.root) == [True, False]
+    said = refused(tiny, *ids)
+    assert "no such image" in said
+    assert "no such annotation" in said or "File name too long" in said
+    samples, problems = load(tiny.root, ids, CLASSES, skip_bad=True)
+    assert ([s.image_id for s in samples], len(problems.errors)) == (["a"], 2)
+
+
+def test_a_line_of_300_letters_with_spaces_names_no_image(tiny: VocFolder) -> None:
+    tiny.split("trainval", "a", "x " * 150)
+    with pytest.raises(UserError, match="line 2: no image or annotation has the id 'x x"):
+        find_split(tiny.root, "trainval")
+
+
+def test_a_filename_of_300_letters_is_no_other_image(tiny: VocFolder) -> None:
+    tiny.annotation("a", voc_xml([("cat", (1, 1, 32, 24), False)], filename="x" * 300 + ".jpg"))
+    samples, problems = load(tiny.root, ["a"], CLASSES)
+    assert (len(samples), problems.errors) == (1, [])
