@@ -172,7 +172,10 @@ def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) ->
         except BlockingIOError:
             raise BusyError(f"{name}: {busy}. Wait for it to end, or {advice}.") from None
         except OSError as error:
-            raise UserError(f"{name}: cannot be locked ({error.strerror or error}). {instead}.") from error
+            raise UserError(
+                f"{name}: cannot be locked ({error.strerror or error}). The file system may not support "
+                f"locks. {instead}."
+            ) from error
         yield
 
 

@@ -77,7 +77,8 @@ def read_comp4(
 
     Returns the detections by class name. Image indices are positions in `image_ids`. Classes without a file are
     excluded, because VOC results can be for only some of the classes. Raises UserError, with file and line, if a line
-    is invalid or its image is not in `image_ids`, and also if a file's class is not in `classes`, or no file exists.
+    is invalid or its image is not in `image_ids`, and also if a file's class is not in `classes`, if a file is a link
+    out of the folder, or if no file exists.
     """
     prefix = f"comp4_det_{split}_"
     paths = sorted(p for p in folder.glob("comp4_det_*.txt") if p.name.startswith(prefix))
@@ -88,6 +89,8 @@ def read_comp4(
             f"the split in the file names is {split}."
         )
     for name in files:
+        if not files[name].resolve().is_relative_to(folder.resolve()):  # messages quote lines
+            raise UserError(f"{files[name]}: the link points outside the folder. Replace it with the file itself.")
         if name not in classes:
             raise UserError(
                 f"{files[name]}: the data set has no class {name!r}.{nearest(name, classes)} Its classes are: "

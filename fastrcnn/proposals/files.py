@@ -114,7 +114,8 @@ def _content(path: Path) -> Content:
             raise UserError(f"{path}: this folder is not a proposal store and contains no .mat files. {FORMATS}")
         return read_folder(path, files)
     if not path.is_file():
-        raise UserError(f"{path}: this proposal file does not exist. Check the path.")
+        what = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"{path}: this proposal file {what}. Check the path.")
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head:

@@ -54,7 +54,7 @@ class ProposalStore:
 
     Only the path is pickled, so each worker process opens the store itself. Several threads can share an instance. If
     the store is replaced, existing instances continue to read the old files. The constructor raises UserError with the
-    file name if the store is missing or damaged.
+    file name if the store is missing or damaged, except for damaged boxes, which raise UserError when they are read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,6 +66,11 @@ class ProposalStore:
         self._sizes = _map(self.path / "sizes.npy", "int32", (images, 2))
         self._boxes = _map(self.path / "boxes.npy", "float32", (boxes, 4))
         self._scores = _map(self.path / "scores.npy", "float32", (boxes,)) if self.meta["scores"] else None
+        if not (unique := self._ids[1:] > self._ids[:-1]).all():
+            image_id = _decode(self._ids[int(np.argmin(unique)) + 1])[:100]
+            raise _broken(self.path / "ids.npy", f"the id '{image_id}' is repeated or not in order")
+        if (self._sizes < 1).any():
+            raise _broken(self.path / "sizes.npy", "the height or width of an image is less than 1")
 
     def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
         return ProposalStore, (self.path,)
@@ -82,8 +87,14 @@ class ProposalStore:
         return [_decode(raw) for raw in self._ids.tolist()]
 
     def boxes(self, image_id: str) -> np.ndarray:
-        """Return a copy of the boxes (P, 4) float32 of an image. Raises UserError if the image is not in the store."""
-        return self._rows(self._boxes, image_id)
+        """Return a copy of the boxes (P, 4) float32 of an image.
+
+        Raises UserError if the image is not in the store, or if a coordinate is NaN or infinite.
+        """
+        boxes = self._rows(self._boxes, image_id)
+        if not np.isfinite(boxes).all():
+            raise _broken(self.path / "boxes.npy", f"a box of '{image_id}' is not finite")
+        return boxes
 
     def scores(self, image_id: str) -> np.ndarray | None:
         """Return the scores (P,) float32 of the boxes of an image, or None if the store has no scores."""
@@ -281,6 +292,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+    if file.exists() and not file.is_file():  # opening a named pipe would wait forever
+        raise _broken(file, "it is not a regular file")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises various errors for a damaged header

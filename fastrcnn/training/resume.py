@@ -40,8 +40,11 @@ def saved_config(folder: Path) -> Config:
             raise UserError("YAML aliases such as *NAME are not allowed")
         config = yaml.safe_load(text)
     except Exception as error:  # errors of the file or of YAML
+        why: object = error
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:  # as text, the error quotes the line
+            why = f"line {error.problem_mark.line + 1}: {error.problem}"
         raise UserError(
-            f"{path}: the run's configuration cannot be read ({error}), so the run cannot be resumed."
+            f"{path}: the run's configuration cannot be read ({why}), so the run cannot be resumed."
         ) from None
     if not isinstance(config, dict) or not config:
         raise UserError(f"{path}: the run cannot be resumed, because this file contains no configuration keys.")

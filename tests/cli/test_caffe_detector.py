@@ -96,7 +96,7 @@ def test_compress_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path
     status, out, err = call("compress", f"checkpoint={path}", "fc7=5", f"data.root={tiny.root}", TWO, *FAST)
     assert (status, "Traceback" in err) == (0, False), err
     written = Path("outputs/small/compressed/fc7-5/best.pt")
-    assert f"Wrote the results to {written}" in out
+    assert f"Wrote {written}" in out
     content = checkpoint.load(written)
     model, state = content["config"]["model"], content["model"]
     assert (content["step"], content["classes"], model["network"], model["fc7_rank"]) == (0, ["cat", "dog"], kind, 5)

@@ -217,7 +217,7 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
         (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
         (
             ["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"],
-            ["run/checkpoints is reserved for the checkpoints of a run"],
+            ["a run writes and deletes its checkpoints in the folder run/checkpoints"],
         ),
         (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["Choose another folder"]),
         (["checkpoint=run", "fc6=9", "split=vla"], ["Did you mean 'val'?", "data.root=null"]),

@@ -162,7 +162,7 @@ def test_a_store_goes_out_as_the_author_reads_it(scored: Path, call: Call) -> No
     io = pytest.importorskip("scipy.io", reason="needs the extra [mat]")
     status, out, err = call("propose", f"convert={scored}", "output=new/out.mat")
     assert status == 0, err
-    assert "new/out.mat: 43 boxes of 3 images" in out
+    assert "43 boxes of 3 images to new/out.mat" in out
     store, content = ProposalStore(scored), io.loadmat("new/out.mat")
     raw_data = content["boxes"].ravel()
     assert [str(i[0]) for i in content["images"].ravel()] == store.ids == ["000005", "7", "é b"]

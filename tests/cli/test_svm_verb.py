@@ -149,7 +149,7 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
         (["checkpoint=run", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
         (
             ["checkpoint=run", "output=run/checkpoints/svm.pt"],
-            ["run/checkpoints is reserved for the checkpoints of a run"],
+            ["a run writes and deletes its checkpoints in the folder run/checkpoints"],
         ),
         (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["already exists"]),
         (["checkpoint=run", "split=vla"], ["Did you mean 'val'?"]),

@@ -278,3 +278,13 @@ def test_coco_refuses_other_files(tmp_path: Path, text: str, says: str) -> None:
 def test_a_name_may_have_all_its_bytes_while_it_is_written(tmp_path: Path) -> None:
     path = replace_file(tmp_path / ("n" * 255), b"x")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_comp4_does_not_quote_a_file_outside_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("root:x:secret\n")
+    folder = tmp_path / "detections"
+    folder.mkdir()
+    (folder / "comp4_det_test_cat.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"comp4_det_test_cat\.txt: the link points outside the folder") as caught:
+        read_comp4(folder, "test", ["cat"], ["a"])
+    assert "root:x" not in str(caught.value)

@@ -19,6 +19,7 @@ from fastrcnn import files
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import store
 from fastrcnn.proposals.clean import BoxCounts, clean
+from fastrcnn.proposals.files import open_proposals
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
 A = ImageProposals("b/2", 50, 100, np.array([[0, 0, 10, 20], [5, 6, 100, 50]], np.float32))
@@ -312,3 +313,48 @@ def test_the_public_face_needs_no_torch() -> None:
     code = "import sys, fastrcnn.proposals.store, fastrcnn.proposals.generate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert store.VERSION == 1
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "offsets.npy", "sizes.npy", "boxes.npy", "meta.json"])
+def test_a_named_pipe_in_place_of_a_file_is_refused_without_waiting_for_it(path: Path, name: str) -> None:
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(UserError, match=r"not a proposal store" if name == "meta.json" else "not a regular file"):
+        ProposalStore(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("ids.npy", [b"a", b"a", b"b/2"], r"ids\.npy: .*the id 'a' is repeated or not in order"),
+        ("ids.npy", [b"b/2", b"a", b"c"], r"ids\.npy: .*the id 'a' is repeated or not in order"),
+        ("sizes.npy", [[30, 40], [50, -1], [7, 9]], r"sizes\.npy: .*less than 1"),
+        ("sizes.npy", [[0, 40], [50, 10], [7, 9]], r"sizes\.npy: .*less than 1"),
+    ],
+)
+def test_ids_and_sizes_that_no_images_have_are_refused_when_the_store_is_opened(
+    path: Path, name: str, value: list[object], match: str
+) -> None:
+    array = np.load(path / name)
+    array[:] = value
+    np.save(path / name, array)
+    with pytest.raises(UserError, match=match):
+        ProposalStore(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_boxes_that_are_not_finite_are_refused_when_they_are_read(path: Path, value: float) -> None:
+    boxes = np.load(path / "boxes.npy")
+    boxes[1, 2] = value  # the second box of A
+    np.save(path / "boxes.npy", boxes)
+    store = ProposalStore(path)
+    assert store.boxes("a").shape == (0, 4)
+    np.testing.assert_array_equal(store.boxes(C.image_id), C.boxes)
+    with pytest.raises(UserError, match=r"boxes\.npy: .*a box of 'b/2' is not finite"):
+        store.boxes("b/2")
+
+
+def test_a_named_pipe_is_no_proposal_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "boxes.csv")
+    with pytest.raises(UserError, match=r"boxes\.csv: this proposal file is not a regular file"):
+        open_proposals(tmp_path / "boxes.csv")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from limits import a_second_later
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastrcnn.errors import UserError
+from fastrcnn.files import BusyError
+from fastrcnn.training.resume import saved_config
 from fastrcnn.training.tracking import Tracker, claim, describe_run, known_threads
 
 
@@ -139,3 +143,27 @@ def test_a_number_of_threads_that_was_not_written_is_not_known(tmp_path: Path, t
     assert known_threads(tmp_path) is None
     describe_run(tmp_path, "")
     assert known_threads(tmp_path) == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError) as caught, claim(tmp_path / "run"):
+        pass
+    assert not isinstance(caught.value, BusyError)
+    said = f"run={tmp_path / 'run'}: cannot be locked ({os.strerror(number)}). The file system may not support locks."
+    assert str(caught.value) == f"{said} Choose another folder with run=PATH."
+
+
+def test_a_damaged_configuration_is_not_quoted(tmp_path: Path) -> None:
+    """It can be a link to another file. The line number is enough to find the error."""
+    (tmp_path / "secret").write_text("a: b\nroot:x: secret: secret\n")
+    (tmp_path / "config.yaml").symlink_to("secret")
+    with pytest.raises(UserError, match=r"config\.yaml: .*\(line 2: mapping values are not allowed") as caught:
+        saved_config(tmp_path)
+    assert "root:x" not in str(caught.value)

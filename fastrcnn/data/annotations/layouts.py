@@ -10,6 +10,7 @@ from fastrcnn.data.annotations.formats.label_studio import is_json_list, label_s
 from fastrcnn.data.annotations.formats.listing import Listing
 from fastrcnn.data.annotations.formats.table import read_table, table_files
 from fastrcnn.data.annotations.formats.yolo import described_file, is_yolo_file, names_file, read_yolo
+from fastrcnn.data.truth.text_files import refuse_link
 from fastrcnn.errors import UserError
 
 FINDERS: dict[str, Callable[[Path], list[Path]]] = {
@@ -34,8 +35,10 @@ def is_annotation_file(path: Path) -> bool:
 def read_listing(file: Path, folder: Path) -> Listing:
     """Read a CSV, CVAT, Label Studio or YOLO file, depending on its suffix. folder: the data set's folder.
 
-    Raises UserError if the suffix is not supported, or the file cannot be read or is invalid.
+    Raises UserError if the suffix is not supported, if the file cannot be read or is invalid, or if it is a link out of
+    the folder.
     """
+    refuse_link(file, folder)
     suffix = file.suffix.lower()
     if suffix == ".csv":
         return read_table(file, folder)

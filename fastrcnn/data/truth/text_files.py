@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from fastrcnn.data.truth.problems import LEADS_OUT
 from fastrcnn.errors import UserError
 
 # Byte order marks. UTF-32 comes first, because one of its marks starts with a mark of UTF-16.
@@ -46,6 +47,12 @@ def exists(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Return whether a path is a file. If a name is too long, return False instead of raising OSError."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def refuse_link(path: Path, folder: Path) -> None:
+    """Raise UserError if a file is a link that points outside `folder`, because messages can quote its content."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: {LEADS_OUT}")
 
 
 def leads_out(name: str) -> bool:

@@ -30,7 +30,7 @@ from fastrcnn.data.annotations.formats.listing import (
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.annotated import AnnotatedObject, box_fault, to_float
 from fastrcnn.data.truth.problems import Problem
-from fastrcnn.data.truth.text_files import read_lines
+from fastrcnn.data.truth.text_files import read_lines, refuse_link
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
@@ -71,7 +71,14 @@ def table_files(folder: Path) -> list[Path]:
 
     Raises UserError if a CSV file cannot be read, or contains a table of boxes with an invalid row.
     """
-    return [file for file in sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")]) if _read_rows(file) is not None]
+    found = []
+    for file in sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")]):
+        try:
+            found += [file] if _read_rows(file) is not None else []
+        except UserError:
+            refuse_link(file, folder)
+            raise
+    return found
 
 
 def read_table(file: Path, folder: Path) -> Listing:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
 from fastrcnn.data.annotations.formats.voc_xml import last_part, read_annotation
 from fastrcnn.data.images import IMAGE_SUFFIXES
-from fastrcnn.data.truth.text_files import is_file, leads_out, read_lines
+from fastrcnn.data.truth.text_files import is_file, leads_out, read_lines, refuse_link
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError, nearest
 
@@ -269,7 +269,7 @@ def read_split(root: Path, split: str) -> list[str]:
     with the suffix of its file. It can contain spaces if an image or annotation with this id exists. It can be in
     double quotes, which are not part of the id.
 
-    Raises UserError if the list is missing or empty, or has an invalid or duplicate line.
+    Raises UserError if the list is missing or empty, has an invalid or duplicate line, or is a link out of `root`.
     """
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not is_file(path):
@@ -280,6 +280,7 @@ def read_split(root: Path, split: str) -> list[str]:
         whole = sorted(whole_lists(root), key=lambda name: ORDER.index(SPLIT_NAMES.get(name.casefold(), "val")))
         example = f" For example, set data.train=[{whole[0]}] data.test=[{whole[-1]}]." if len(whole) > 1 else ""
         raise UserError(f"{path}: no image list for the split '{split}'. {there}{nearest(split, present)}{example}")
+    refuse_link(path, root)
     ids: dict[str, int] = {}
     for number, raw in enumerate(read_lines(path), 1):
         if not (line := raw.strip()):

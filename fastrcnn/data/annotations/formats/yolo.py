@@ -30,7 +30,7 @@ from fastrcnn.data.annotations.formats.listing import (
 from fastrcnn.data.annotations.formats.yolo_labels import objects_in, parse_labels
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.problems import Problem, shorten
-from fastrcnn.data.truth.text_files import exists, is_file, read_lines
+from fastrcnn.data.truth.text_files import exists, is_file, read_lines, refuse_link
 from fastrcnn.errors import UserError
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
@@ -79,7 +79,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
 
     Raises UserError if the file is invalid, the images to train on do not exist, or no image has a label file.
     """
-    head = _head_of(file)
+    head = _head_of(file, folder)
     if head is None:
         raise UserError(
             f"{file}: not a YOLO data set description. A YAML file must contain the key `names`. A Darknet file must "
@@ -113,7 +113,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
 def _described(folder: Path) -> _Head | None:
     """Read the file in a folder that describes the data set and its splits. Return None if there is none."""
     files = sorted(p for pattern in ("*.yaml", "*.yml", "*.data") for p in folder.glob(pattern) if p.is_file())
-    found = [head for head in (_head_of(path) for path in files) if head is not None and head.splits]
+    found = [head for head in (_head_of(path, folder) for path in files) if head is not None and head.splits]
     if len(found) > 1:
         usual = [head for head in found if head.path.name in ("data.yaml", "obj.data")]
         if len(usual) != 1:
@@ -126,18 +126,20 @@ def _described(folder: Path) -> _Head | None:
     return found[0] if found else None
 
 
-def _head_of(path: Path) -> _Head | None:
+def _head_of(path: Path, folder: Path) -> _Head | None:
     """Read classes and splits from a file. Return None if the file has another purpose."""
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _read_yaml(path)
-    return _read_data(path) if path.suffix.lower() == ".data" else _Head(path, _read_names(path), {})
+        return _read_yaml(path, folder)
+    is_data = path.suffix.lower() == ".data"
+    return _read_data(path, folder) if is_data else _Head(path, _read_names(path, folder), {})
 
 
-def _read_yaml(path: Path) -> _Head | None:
+def _read_yaml(path: Path, folder: Path) -> _Head | None:
     if path.stat().st_size > MAX_YAML_BYTES or not (lines := _lines(path)):
         return None
     if not any(NAMES.match(line) for line in lines):  # a YAML file with another purpose
         return None
+    refuse_link(path, folder)
     try:
         content = yaml.safe_load("\n".join(lines))
     except yaml.YAMLError as error:
@@ -192,19 +194,21 @@ def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
     return texts
 
 
-def _read_data(path: Path) -> _Head | None:
+def _read_data(path: Path, folder: Path) -> _Head | None:
     """Read Darknet's `KEY = VALUE` lines. Return None if the file has another purpose."""
     pairs = [line.partition("=") for line in _lines(path) if line.strip() and not line.strip().startswith("#")]
     values = {key.strip().casefold(): value.strip() for key, _, value in pairs}
     if not {"names", "train"} <= values.keys():
         return None
+    refuse_link(path, folder)
     if (file := resolve(values["names"], [path.parent])) is None or not file.is_file():
         raise UserError(f"{path}: the file of class names, {values['names']}, does not exist.")
     splits = {split: [[values[split]]] for split in ("train", "valid", "test") if values.get(split)}
-    return _Head(path, _read_names(file), splits)
+    return _Head(path, _read_names(file, folder), splits)
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(path: Path, folder: Path) -> list[str]:
+    refuse_link(path, folder)
     return _checked_names(path, [line for line in read_lines(path) if line.strip()])
 
 
@@ -214,8 +218,8 @@ def _names_alone(folder: Path) -> _Head | None:
     files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
     files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]
     if files:
-        names = _read_names(files[0])
-        if other := next((file for file in files[1:] if _read_names(file) != names), None):
+        names = _read_names(files[0], folder)
+        if other := next((file for file in files[1:] if _read_names(file, folder) != names), None):
             raise UserError(
                 f"{files[0]} and {other} contain different class names. Use the same names in both files, or delete "
                 "one of the files."
@@ -292,6 +296,7 @@ def _place(ways: Sequence[str], base: Path) -> Path | None:
 
 def _listed(file: Path, folder: Path) -> list[Path]:
     """Return the paths of the images that a text file lists, one per line, including images that do not exist."""
+    refuse_link(file, folder)
     paths, names = [], [line.strip() for line in read_lines(file)]
     for number, name in enumerate(names, 1):
         if name:

@@ -654,3 +654,37 @@ def test_an_image_of_label_studio_with_a_lone_surrogate_is_missing(tmp_path: Pat
     ((problem,),) = [found.problems for found in listing.read(list(listing.images), tmp_path)]
     assert problem.kind == "missing_image"
     assert "\n".join(listing.images).encode(), "an id is part of files"
+
+
+# ------------------------------------------------------------------------------------------------ links
+
+
+@pytest.mark.parametrize(
+    ("link", "secret"),
+    [
+        ("train.txt", "root:x:secret"),
+        ("data.yaml", "names: {root: 1}"),
+        ("data.yaml", "names: [cat]\ntrain: [{root: 1}]"),
+        ("obj.data", "names = root:x\ntrain = train.txt"),
+        ("classes.txt", "root:x\nroot:x"),
+        ("a.csv", "filename,class,xmin,ymin,xmax,ymax\n,root,1,2,3,4"),
+        ("a.csv", "filename,class,xmin,ymin,xmax,ymax\nroot:x,root,1,2,3,4"),
+        ("tasks.json", '[{"data": {"image": "root.jpg"}, "annotations": [{"result": []}]}]'),
+    ],
+)
+def test_no_message_quotes_a_file_outside_the_data_set(tmp_path: Path, link: str, secret: str) -> None:
+    root = tmp_path / "set"
+    picture(root / "images/b.jpg")
+    if link == "train.txt":
+        write(root / "data.yaml", "names: [cat]\ntrain: train.txt\n")
+    if not link.endswith((".csv", ".json")):
+        write(root / "labels/b.txt", "0 0.3 0.5 0.4 0.5\n")
+    (root / link).symlink_to(write(tmp_path / "secret", secret))
+    with pytest.raises(UserError, match="the link points outside the data set") as caught:
+        training(root)
+    assert "root:x" not in str(caught.value)
+    assert "root.jpg" not in str(caught.value)
+    (root / link).unlink()
+    (root / link).symlink_to(write(root / "inside", secret))
+    with pytest.raises(UserError, match=r"^(?!.*outside the data set)"):
+        training(root)

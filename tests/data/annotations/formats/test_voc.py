@@ -800,3 +800,16 @@ def test_a_filename_of_300_letters_is_no_other_image(tiny: VocFolder) -> None:
     tiny.annotation("a", voc_xml([("cat", (1, 1, 32, 24), False)], filename="x" * 300 + ".jpg"))
     samples, problems = load(tiny.root, ["a"], CLASSES)
     assert (len(samples), problems.errors) == (1, [])
+
+
+def test_a_list_that_is_a_link_out_of_the_data_set_is_not_read(tiny: VocFolder, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("root:x:secret")
+    main = tiny.root / "ImageSets" / "Main"
+    (main / "val.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"val\.txt: the link points outside the data set") as caught:
+        find_split(tiny.root, "val")
+    assert "root:x" not in str(caught.value)
+    (main / "train.txt").symlink_to("trainval.txt")
+    assert find_split(tiny.root, "train")[1] == ["a", "b"]
+    (tmp_path / "link").symlink_to(tiny.root)
+    assert find_split(tmp_path / "link", "train")[1] == ["a", "b"], "the data set itself can be a link"
