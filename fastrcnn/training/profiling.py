@@ -79,8 +79,11 @@ def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -
         table = found.key_averages().table(sort_by=longest, row_limit=30)
         name = f"steps-{FIRST}-{LAST}.txt"
         with write_atomically(trace) as part:
-            found.export_chrome_trace(str(part))  # ignores a full disk, unlike the next line
-            replace_file(folder / name, f"{table}\n".encode())
+            try:
+                found.export_chrome_trace(str(part))  # ignores a full disk, unlike the next line
+                replace_file(folder / name, f"{table}\n".encode())
+            finally:
+                part.with_name(f"{part.name}.tmp").unlink(missing_ok=True)  # remains if the export failed
         log.info("Saved profile %s (open it in ui.perfetto.dev or TensorBoard) and its summary %s", trace, name)
         written.append(trace)
 

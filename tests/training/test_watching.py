@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from limits import a_second_later
+from limits import a_second_later, full_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 from test_loop import StoppedError, dataset, run  # noqa: F401 - a fixture
 
 from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, class_ap
 from fastrcnn.model.loss import Losses
 from fastrcnn.structures import Batch, RoITargets
@@ -153,6 +154,19 @@ def test_a_profile_is_a_trace_of_steps_10_to_19(tmp_path: Path) -> None:
     assert {f"batch {n}" for n in range(20, 40)} == {n for n in names if n.startswith("batch ")}
     assert {"wait for data", "aten::add"} <= names
     assert "aten::add" in (tmp_path / "profile" / "steps-10-20.txt").read_text()
+
+
+def test_a_profile_that_does_not_fit_is_an_error_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    place = tmp_path / "profile"
+
+    def work() -> None:
+        with full_disk(1000), profile_steps([object()] * 60, place) as batches:  # type: ignore[list-item]
+            for _ in batches:
+                torch.ones(3).add(1)
+
+    with pytest.raises(UserError, match=r"steps-10-20\.txt: cannot be written \(File too large\)"):
+        work()
+    assert not list(place.iterdir())
 
 
 def test_a_run_too_short_for_a_profile_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
