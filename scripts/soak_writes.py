@@ -35,30 +35,14 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process with threads cannot be forked safely
 
+from soak import SETTINGS
+
 import fastrcnn
 from fastrcnn import files
 from fastrcnn.cli import main as fastrcnn_main
 from fastrcnn.data.demo import write_demo
 
-SMALL = [
-    "experiment=demo",
-    "model.width=0.03",
-    "model.roi_features=[conv5_3]",
-    "solver.iterations=2",
-    "solver.images_per_batch=2",
-    "solver.rois_per_image=8",
-    "solver.warmup=0",
-    "data.short_sides=[64]",
-    "data.test_short_sides=64",
-    "data.selective_search.side=64",
-    "data.selective_search.k=[50]",
-    "data.selective_search.max_boxes=30",
-    "runtime.device=cpu",
-    "runtime.precision=float32",
-    "runtime.threads=1",
-    "runtime.workers=0",
-    "runtime.checkpoint_every=1",
-]
+SMALL = [*SETTINGS, "solver.iterations=2"]
 CHECKPOINT = "checkpoint=base/checkpoints/step-2.pt"
 DATA = ["data=demo", "data.root=data/demo"]
 COMMANDS = {
