@@ -66,7 +66,7 @@ COMMANDS = {
     "svm": ["svm", CHECKPOINT, "output=svm.pt"],
     "safetensors": ["export", CHECKPOINT, "format=safetensors", "output=net.safetensors"],
     "onnx": ["export", CHECKPOINT, "format=onnx", "output=net.onnx"],
-    "check": ["check", *SMALL, "output=checked"],
+    "check": ["check", *DATA, "output=checked"],
 }
 GROWING = ("metrics.csv", "train.log", "command.txt")
 TEMPORARY = re.compile(r"\.(part|new|old)$")
