@@ -680,7 +680,7 @@ def test_no_message_quotes_a_file_outside_the_data_set(tmp_path: Path, link: str
     if not link.endswith((".csv", ".json")):
         write(root / "labels/b.txt", "0 0.3 0.5 0.4 0.5\n")
     (root / link).symlink_to(write(tmp_path / "secret", secret))
-    with pytest.raises(UserError, match="the link points outside the data set") as caught:
+    with pytest.raises(UserError, match="the link points outside the folder of the data set") as caught:
         training(root)
     assert "root:x" not in str(caught.value)
     assert "root.jpg" not in str(caught.value)

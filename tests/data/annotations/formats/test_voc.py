@@ -806,7 +806,7 @@ def test_a_list_that_is_a_link_out_of_the_data_set_is_not_read(tiny: VocFolder, 
     (tmp_path / "secret").write_text("root:x:secret")
     main = tiny.root / "ImageSets" / "Main"
     (main / "val.txt").symlink_to(tmp_path / "secret")
-    with pytest.raises(UserError, match=r"val\.txt: the link points outside the data set") as caught:
+    with pytest.raises(UserError, match=r"val\.txt: the link points outside the folder of the data set") as caught:
         find_split(tiny.root, "val")
     assert "root:x" not in str(caught.value)
     (main / "train.txt").symlink_to("trainval.txt")
