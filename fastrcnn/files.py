@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
 ADVICE = "Free some disk space or choose another folder."
 HOST = re.sub(r"\W", "_", platform.node())[:60]
-TEMPORARY = re.compile(rf"\.{HOST}-(\d+)-[0-9a-f]{{8}}\.(part|new)")
+TEMPORARY = re.compile(rf"\.{HOST}-(\d+)-[0-9a-f]{{8}}\.(part|new)(\.\w+)?")
 PATH_BYTES = 3500  # limit for an output folder; Linux allows 4095, and files in it have up to 520 bytes more
 
 
@@ -45,7 +45,7 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
     deleted. The folder of `path` is created if needed. Raises UserError if the file cannot be written.
     advice: the last sentence of the error message, which tells the user what to do.
     """
-    part = _temporary(path, "part")
+    part = temporary(path, "part")
     try:
         with _explain_errors(path, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     otherwise with two renames. If the process is killed between the renames, the next call restores the old folder.
     Raises UserError if the folder cannot be written, or if `path` is a non-empty folder and `replace` is false.
     """
-    new, old = _temporary(path, "new"), path.with_name(f".{path.name}.old")
+    new, old = temporary(path, "new"), path.with_name(f".{path.name}.old")
     try:
         with _explain_errors(path, ADVICE):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,8 +112,11 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
 
 
-def _temporary(path: Path, kind: str) -> Path:
-    """Return a new temporary name next to `path`, which contains the host and the process: see _remove_remains."""
+def temporary(path: Path, kind: str) -> Path:
+    """Return a new temporary name next to `path`, which contains the host and the process: see _remove_remains.
+
+    kind: `part` for a file or `new` for a folder, to which a suffix such as `.mp4` can be added.
+    """
     return path.with_name(f".{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}")
 
 

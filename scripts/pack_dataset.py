@@ -16,7 +16,6 @@ all images) and FOLDER/VGG16.safetensors.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import lzma
@@ -35,7 +34,7 @@ import torch
 from fastrcnn.data.annotations.formats.voc_layout import find_annotation, find_images, read_split
 from fastrcnn.data.images import decode_stored, read_bytes
 from fastrcnn.errors import UserError
-from fastrcnn.files import replace_file, write_folder
+from fastrcnn.files import digest, replace_file, write_folder
 from fastrcnn.parallel.ahead import ahead
 from fastrcnn.progress import progress
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
@@ -186,13 +185,8 @@ def write_parts(members: Iterable[Member], folder: Path, limit: int) -> dict[str
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name, content in group:
                 archive.writestr(name, content)
-        written[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        written[path.name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     return written
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unpack(packed: Path, folder: Path) -> str:
@@ -202,7 +196,7 @@ def unpack(packed: Path, folder: Path) -> str:
         path = packed / name
         if not path.is_file():
             raise UserError(f"{path}: this part is missing. Copy all parts that {INDEX} lists to {packed}.")
-        if sha256(path) != part["sha256"]:
+        if digest(path) != part["sha256"]:
             raise UserError(f"{path}: the part is damaged, because its SHA-256 digest is wrong. Copy it again.")
     proposals: list[bytes] = []
     files: list[str] = []

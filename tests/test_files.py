@@ -113,9 +113,9 @@ def test_the_next_write_removes_what_killed_processes_left(tmp_path: Path) -> No
     """Not what a process that runs is writing, nor one on another host, nor what looks otherwise."""
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
-    gone = [f".{files.HOST}-{killed.pid}-0123abcd.{kind}" for kind in ("part", "new")]
+    gone = [f".{files.HOST}-{killed.pid}-0123abcd.{kind}" for kind in ("part", "new", "part.mp4")]
     kept = [f".{files.HOST}-{os.getpid()}-0123abcd.part", f".x{files.HOST}-{killed.pid}-0123abcd.part", ".mine.part"]
-    for name in (gone[0], *kept):
+    for name in (gone[0], gone[2], *kept):
         (tmp_path / name).touch()
     (tmp_path / gone[1]).mkdir()
     (tmp_path / gone[1] / "boxes.npy").touch()

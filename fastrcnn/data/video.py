@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.files import write_atomically
+from fastrcnn.files import temporary, write_atomically
 
 USUAL_RATE = 25.0  # frames per second; used if the file has no valid rate
 WRITERS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # codec and suffix; every OpenCV build supports the second pair
@@ -75,7 +74,7 @@ class VideoFile:
         for code, suffix in WRITERS:
             self.path = stem.with_name(stem.name + suffix)
             fourcc = cv2.VideoWriter.fourcc(*code)
-            self._part = stem.with_name(f".{uuid.uuid4().hex}{suffix}")  # OpenCV needs the suffix
+            self._part = temporary(stem, f"part{suffix}")  # OpenCV needs the suffix
             self._frames = 0
             self._writer = cv2.VideoWriter(str(self._part), fourcc, rate, (width, height))
             if self._writer.isOpened():
