@@ -107,16 +107,16 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
 
     Raises UserError if there is nothing to resume, or if the folder of a new run is not writable or contains a run.
     """
-    from fastrcnn.training.tracking import refuse_used
+    from fastrcnn.training.tracking import newest_first, refuse_used
 
     outputs = Path("outputs") / config.name
     if config.resume and config.run is None:
-        runs = sorted(outputs.glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
+        runs = newest_first(p.parent for p in outputs.glob("*/checkpoints"))
         if not runs:
             raise UserError(
                 f"resume=auto: there is no run in {outputs}. Set run=FOLDER to the folder of the run to resume."
             )
-        return runs[-1].parent, True
+        return runs[0], True
     if config.run is None:
         refuse_unusable(outputs, f"name={config.name}")
         return outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}", False

@@ -53,7 +53,9 @@ def evaluation_folder(name: str, split: str | None) -> Path:
     found = sorted(p.parent for p in folder.glob("eval/*/metrics.json"))
     runs = {p.parents[2] for p in folder.glob("*/eval/*/metrics.json")}
     if not found and runs:
-        newest = max(runs, key=lambda run: ((run / "eval").stat().st_mtime_ns, run))
+        from fastrcnn.training.tracking import newest_first
+
+        newest = newest_first(runs)[0]
         log.info("%s: using the newest run, %s", name, newest.name)
         return evaluation_folder(str(newest), split)
     if not found:

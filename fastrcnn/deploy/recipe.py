@@ -76,6 +76,9 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
     changes = [text for key, text in CHANGES.items() if data[key]]
     if data["colour"]:
         changes.append(f"contrast and brightness changed by up to {100 * data['colour']:g} %")
+    if data["crop"]:
+        changes.append(f"{100 * data['crop']:g} % of the images cropped at random")
+    limit = "" if solver["clip_gradients"] is None else f" Maximum gradient norm: {solver['clip_gradients']:g}."
     sides = ", ".join(map(str, data["short_sides"]))
     lines = [
         f"Initial weights: {_initial(config)}.",
@@ -83,7 +86,7 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         f"{steps}.",
         f"{rate}.",
         f"Optimiser: `{solver['optimizer']}`, momentum {solver['momentum']:g}, weight decay "
-        f"{solver['weight_decay']:g}. Dropout: {model['dropout']:g}.",
+        f"{solver['weight_decay']:g}. Dropout: {model['dropout']:g}.{limit}",
         f"Image size: short side {sides} pixels, long side at most {data['long_side']} pixels.",
         f"Augmentation: {', '.join(changes) or 'none'}.",
     ]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_atomically
+from fastrcnn.training.tracking import newest_first
 from fastrcnn.weights import torch_files
 from fastrcnn.weights.fitting import unusable
 
@@ -186,8 +187,8 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
             f"{key}: {where} does not exist. Specify the folder of a run, outputs/NAME for the newest run with that "
             "name, or a file."
         )
-    runs = sorted(where.glob("*/checkpoints"), key=lambda p: (p.stat().st_mtime_ns, p))
-    for folder in (where / "checkpoints", where, *runs[::-1]):
+    runs = [run / "checkpoints" for run in newest_first(p.parent for p in where.glob("*/checkpoints"))]
+    for folder in (where / "checkpoints", where, *runs):
         best = folder / "best.pt"
         found = best if best.is_file() else next(iter(in_order(folder)), None)
         if found is not None:

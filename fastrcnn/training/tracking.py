@@ -8,9 +8,9 @@ import logging
 import platform
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +207,27 @@ def known_threads(folder: Path) -> int | None:
     return number if type(number) is int and 0 < number <= MOST_THREADS else None
 
 
+def newest_first(runs: Iterable[Path]) -> list[Path]:
+    """Return the folders of runs, from the one that was started or resumed last.
+
+    The time is that in the last line of command.txt, which copies of a run keep. If it is unreadable, the time at which
+    the folder was last changed is used.
+    """
+
+    def used(run: Path) -> tuple[float, Path]:
+        try:
+            last = (run / "command.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+            return datetime.fromisoformat(last.partition("  ")[0]).timestamp(), run
+        except (OSError, ValueError, OverflowError, IndexError):
+            return run.stat().st_mtime, run
+
+    return sorted(runs, key=used, reverse=True)
+
+
 def describe_run(folder: Path, config_yaml: str) -> None:
     """Write config.yaml and environment.json into a run's folder, and append the command line to command.txt."""
     replace_file(folder / "config.yaml", config_yaml.encode())  # atomically: an incomplete file would prevent resuming
     # A path on the command line can be invalid Unicode.
     with (folder / "command.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n")
+        file.write(f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {' '.join(sys.argv)}\n")
     replace_file(folder / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())

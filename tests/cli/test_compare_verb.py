@@ -91,7 +91,7 @@ def test_a_folder_of_runs_means_the_newest_with_an_evaluation(
     caplog.set_level("INFO", "fastrcnn")
     for n, (run, cats) in enumerate((("b/second", 4), ("b/first", 2), ("a", 2)), 1):
         folder = evaluated(f"{run}/eval/test", cats)
-        os.utime(folder.parent, (n, n))
+        os.utime(folder.parents[1], (n, n))
     Path("b/third/checkpoints").mkdir(parents=True)
     status, out, err = call("compare", "a", "b", "resamples=100")
     assert status == 0, err

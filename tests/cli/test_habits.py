@@ -89,11 +89,10 @@ def test_a_folder_of_runs_means_the_newest(tiny: VocFolder, tmp_path: Path) -> N
     runs = tmp_path / "outputs" / "mine"
     made = [slim_run.save(tiny.root, runs / name) for name in ("20260102-1", "20260101-2")]
     for run, seconds in zip(made, (100, 200), strict=True):
-        os.utime(run / "checkpoints", (seconds, seconds))
+        os.utime(run, (seconds, seconds))
     assert resolve(runs).is_relative_to(made[1])
     for file in (made[1] / "checkpoints").iterdir():
         file.unlink()
-    os.utime(made[1] / "checkpoints", (200, 200))
     assert resolve(runs).is_relative_to(made[0])
     with pytest.raises(UserError, match="contains no checkpoint"):
         resolve(tmp_path)

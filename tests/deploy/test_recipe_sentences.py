@@ -31,7 +31,7 @@ def test_the_demo() -> None:
             "Steps: 1,200 of 1,500, with 4 images per step and 64 RoIs per image, of which up to 50 % are foreground; "
             "13.7 epochs.",
             "Learning rate: 0.05, cosine decay, warm-up of 100 steps.",
-            "Optimiser: `sgd`, momentum 0.9, weight decay 0.0005. Dropout: 0.",
+            "Optimiser: `sgd`, momentum 0.9, weight decay 0.0005. Dropout: 0. Maximum gradient norm: 2.",
             "Image size: short side 160 pixels, long side at most 320 pixels.",
             "Augmentation: half of the images flipped horizontally.",
         ],
@@ -51,6 +51,8 @@ def test_the_demo() -> None:
         (["solver.box_weight=0"], ", except box regression."),
         (["model.fc6_rank=5"], "Compressed layers: fc6 with rank 5."),
         (["data.flip=false"], "Augmentation: none."),
+        (["data.crop=0.25"], "half of the images flipped horizontally, 25 % of the images cropped at random."),
+        (["solver.clip_gradients=2.5"], "Dropout: 0.5. Maximum gradient norm: 2.5."),
         (
             ["data.proposals=/home/someone/mcg.proposals"],
             "Proposals: up to 2,000 per image, read from `mcg.proposals`.",

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fastrcnn.errors import UserError
 from fastrcnn.files import BusyError
 from fastrcnn.training.resume import saved_config
-from fastrcnn.training.tracking import Tracker, claim, describe_run, known_threads
+from fastrcnn.training.tracking import Tracker, claim, describe_run, known_threads, newest_first
 
 
 def rows(folder: Path) -> list[list[str]]:
@@ -105,6 +105,27 @@ def test_a_run_is_described(tmp_path: Path) -> None:
     assert len((folder / "command.txt").read_text().splitlines()) == 2, "a line for each time"
     environment = json.loads((folder / "environment.json").read_text())
     assert {"fastrcnn", "python", "torch", "torchvision", "opencv", "numpy", "gpu"} <= set(environment)
+
+
+def test_the_newest_run_is_the_one_used_last_and_not_the_one_copied_last(tmp_path: Path) -> None:
+    """Copies have new modification times; clocks of two machines can be in two time zones."""
+    lines = {
+        "resumed": "2026-03-01 09:00:00+00:00  fastrcnn train\n2026-03-04 09:00:00+00:00  fastrcnn train resume=auto\n",
+        "east": "2026-03-03 16:00:00+09:00  fastrcnn train name=a  b\n",  # 07:00 UTC
+        "west": "2026-03-03 02:30:00-05:00  fastrcnn train\n",  # 07:30 UTC
+        "without": None,
+        "damaged": "\0\0\0",
+        "empty": "",
+    }
+    for n, (name, text) in enumerate(lines.items()):
+        (tmp_path / name).mkdir()
+        if text is not None:
+            (tmp_path / name / "command.txt").write_text(text)
+        os.utime(tmp_path / name, (1000 + n, 1000 + n))
+    found = newest_first(tmp_path.iterdir())
+    assert [run.name for run in found] == ["resumed", "west", "east", "empty", "damaged", "without"]
+    describe_run(tmp_path / "damaged", "")
+    assert newest_first(tmp_path.iterdir())[0].name == "damaged", "it was used just now"
 
 
 def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
