@@ -146,7 +146,7 @@ def augmentation(config: DataConfig) -> Augmentation:
     """Return the random changes and sizes of training images that the configuration specifies."""
     sides = tuple(config.short_sides)
     turns = config.flip, config.flip_vertical, config.transpose
-    return Augmentation(sides, config.long_side, *turns, config.colour, crop=config.crop, mosaic=config.mosaic)
+    return Augmentation(sides, config.long_side, *turns, config.colour, crop=config.crop)
 
 
 def test_scaling(config: DataConfig) -> Augmentation:

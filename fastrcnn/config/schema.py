@@ -98,12 +98,6 @@ class DataConfig:
     crop: float = key(
         0.0, "probability of cropping a training image at random; a crop never cuts an object", least=0, most=1
     )
-    mosaic: float = key(
-        0.0,
-        "probability of replacing a training image by a mosaic of itself and three others, at about half their size",
-        least=0,
-        most=1,
-    )
     selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
     # Not a key: the folder for new stores if proposal_cache is from a checkpoint or a run, because paths in such files
     # are only read. If it is empty, new stores are written to proposal_cache.

@@ -11,18 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastrcnn.data.frames import read_sample
-from fastrcnn.data.transforms import (
-    CENTRE,
-    Augmentation,
-    Mosaic,
-    arrange,
-    boxes_in,
-    recolour,
-    scale_in,
-    seen_in,
-    show,
-    size_in,
-)
+from fastrcnn.data.transforms import Augmentation, boxes_in, scale_in, seen_in, show
 from fastrcnn.structures import Sample, View
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
@@ -95,41 +84,7 @@ class DetectionDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """Return the Example for `key`, an (epoch, index) pair. Raises UserError in the same cases as `examples`."""
-        if self.augmentation.mosaic:
-            rng = np.random.default_rng((self.seed, *key, 1))  # not the numbers of the view
-            if rng.random() < self.augmentation.mosaic:
-                return self.mosaic(self.view(*key), key[1], rng)
         return self.examples(key[1], [self.view(*key)])[0]
-
-    def mosaic(self, view: View, index: int, rng: np.random.Generator) -> Example:
-        """Return an Example of a mosaic of image `index` and three random images, each after a random transformation.
-
-        The mosaic has the size of image `index` after the transformation `view`, and the boxes of all four images. Each
-        image contributes up to a quarter of max_proposals. The scale of the Example is 1: boxes are in pixels of the
-        mosaic. Raises UserError in the same cases as `examples`.
-        """
-        sample = self.samples[index]
-        scale = scale_in(view, sample.width, sample.height)
-        width, height = (max(2, round(side * scale)) for side in size_in(view, sample.width, sample.height))
-        if view.transposed:
-            width, height = height, width
-        across, down = rng.uniform(*CENTRE, 2)
-        whole = Mosaic(width, height, (max(1, round(width * across)), max(1, round(height * down))))
-        found: list[list[np.ndarray]] = [[], [], []]
-        for corner, which in zip(rng.permutation(4), [index, *rng.integers(len(self), size=3)], strict=True):
-            tile = self.samples[which]
-            truth, proposals = tile.training_boxes, self.proposal_boxes(which)
-            if self.max_proposals is not None:
-                proposals = proposals[: max(1, self.max_proposals // 4)]
-            part = view if which == index else self.augmentation.view(rng, truth, tile.width, tile.height)
-            scale, left, top = whole.place(int(corner), recolour(arrange(self.picture(which), part), part))
-            shown = seen_in(part, truth)
-            for boxes, of_kind in zip((proposals[seen_in(part, proposals)], truth[shown]), found, strict=False):
-                moved = boxes_in(part, boxes, tile.width, tile.height) * scale + (left, top, left, top)
-                of_kind.append(moved.astype(np.float32))
-            found[2].append(tile.labels[shown])
-        proposals, truth, labels = (np.concatenate(arrays) for arrays in found)
-        return Example(whole.image, proposals, truth, labels, 1.0, sample, view)
 
     def examples(self, index: int, views: Sequence[View]) -> list[Example]:
         """Return an Example of image `index` for each transformation in `views`. The image is read at most once.

@@ -13,8 +13,6 @@ import numpy as np
 from fastrcnn.structures import View
 
 LEAST_PART = 0.5  # minimum side of a crop, as a fraction of the image's side
-CENTRE = 0.4, 0.6  # the centre of a mosaic is in this range of its width and height
-GREY = 123, 117, 104  # RGB between and around the images of a mosaic; the mean of ImageNet's images
 
 
 def scale_for(width: int, height: int, short_side: int, long_side: int) -> float:
@@ -46,11 +44,6 @@ def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
 def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
     """Apply a view (crop, flips, scale, colours) to an image (H, W, 3). Return the result and its scale factor."""
     scale = scale_in(view, image.shape[1], image.shape[0])
-    return recolour(resize(arrange(image, view), scale), view), scale
-
-
-def arrange(image: np.ndarray, view: View) -> np.ndarray:
-    """Apply the crop, transposition and flips of a view to an image, but no scaling and no colour change."""
     if view.part is not None:
         x1, y1, x2, y2 = view.part
         image = image[y1:y2, x1:x2]
@@ -60,17 +53,13 @@ def arrange(image: np.ndarray, view: View) -> np.ndarray:
         image = cv2.flip(image, 1)  # four times as fast as a copy by numpy
     if view.upside_down:
         image = cv2.flip(image, 0)
-    return image
-
-
-def recolour(image: np.ndarray, view: View) -> np.ndarray:
-    """Apply the colour change of a view to an image."""
-    if view.colour is None:
-        return image
-    gains, offsets = (np.array(values) for values in view.colour)
-    levels = np.arange(256)[:, None]  # change the contrast around mid-grey, then the brightness
-    table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
-    return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
+    image = resize(image, scale)
+    if view.colour is not None:
+        gains, offsets = (np.array(values) for values in view.colour)
+        levels = np.arange(256)[:, None]  # change the contrast around mid-grey, then the brightness
+        table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
+        image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
+    return image, scale
 
 
 def scale_in(view: View, width: int, height: int) -> float:
@@ -153,7 +142,6 @@ class Augmentation:
     colour: maximum relative change of contrast and brightness, drawn separately for each channel; 0 disables it.
     mirrored: flip images horizontally in all views that `levels` returns.
     crop: probability of a random crop that does not cut through any object.
-    mosaic: probability of a mosaic: the image and three others, each reduced to a part of one image (see Mosaic).
     """
 
     short_sides: tuple[int, ...] = (600,)
@@ -164,7 +152,6 @@ class Augmentation:
     colour: float = 0.0
     mirrored: bool = False
     crop: float = 0.0
-    mosaic: float = 0.0
 
     def levels(self) -> list[View]:
         """Return the views (image transformations) for detection: one per short side, without random changes."""
@@ -185,32 +172,3 @@ class Augmentation:
             colour=(tuple(gains.tolist()), tuple(offsets.tolist())) if self.colour else None,
             part=part_with_objects(boxes, width, height, numbers) if cut < self.crop else None,
         )
-
-
-@dataclass
-class Mosaic:
-    """An image of four images, one in each corner. Each is scaled to fit its corner, and touches the mosaic's centre.
-
-    width, height: size in pixels. centre: x, y of the point where the corners meet.
-    """
-
-    width: int
-    height: int
-    centre: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        self.image = np.full((self.height, self.width, 3), GREY, np.uint8)
-
-    def place(self, corner: int, image: np.ndarray) -> tuple[float, int, int]:
-        """Draw an image (H, W, 3) in a corner: 0 top left, 1 top right, 2 bottom left, 3 bottom right.
-
-        Return its scale factor, and the x and y of its top left corner in the mosaic.
-        """
-        (x, y), right, below = self.centre, corner % 2 == 1, corner >= 2
-        room = (self.width - x if right else x), (self.height - y if below else y)
-        scale = min(room[0] / image.shape[1], room[1] / image.shape[0])
-        drawn = resize(image, scale)[: room[1], : room[0]]  # rounding can add a row or a column
-        height, width = drawn.shape[:2]
-        left, top = (x if right else x - width), (y if below else y - height)
-        self.image[top : top + height, left : left + width] = drawn
-        return scale, left, top

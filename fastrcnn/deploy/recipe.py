@@ -78,8 +78,6 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         changes.append(f"contrast and brightness changed by up to {100 * data['colour']:g} %")
     if data["crop"]:
         changes.append(f"{100 * data['crop']:g} % of the images cropped at random")
-    if data["mosaic"]:
-        changes.append(f"{100 * data['mosaic']:g} % of the images replaced by mosaics of four images")
     limit = "" if solver["clip_gradients"] is None else f" Maximum gradient norm: {solver['clip_gradients']:g}."
     sides = ", ".join(map(str, data["short_sides"]))
     lines = [

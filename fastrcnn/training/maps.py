@@ -218,8 +218,6 @@ def open_maps(
         reason = "data.colour changes the colours of an image differently each time"
     elif augmentation.crop:
         reason = "data.crop selects a different part of an image each time"
-    elif augmentation.mosaic:
-        reason = "data.mosaic combines an image with other images each time"
     if budget and reason:
         log.warning("runtime.cache: feature maps are not cached, because %s", reason)
     return None if reason or not budget else Maps(folder, model, dtype, budget)

@@ -98,7 +98,6 @@ def arrives(config: TrainConfig) -> None:
         data.transpose,
         data.colour,
         crop=data.crop,
-        mosaic=data.mosaic,
     )
     assert test == Augmentation(tuple(data.test_short_sides), data.long_side, False, False, False, 0.0)
     plan = run.schedule(config)

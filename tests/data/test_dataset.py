@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset, to_tensor
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.structures import Sample
 
 PROPOSALS = np.array([[0, 0, 20, 20], [10, 5, 60, 40], [30, 30, 64, 48]], np.float32)
 PLAIN = Augmentation((96,), 1000, flip=False)
@@ -52,96 +50,6 @@ def test_a_part_of_an_image_has_its_objects_alone(tiny: VocFolder, monkeypatch: 
     assert (example.image.shape, example.scale) == ((288 // 2, 96, 3), 3.0)
     np.testing.assert_array_equal(example.boxes, [[0, 9, 32, 48]])
     assert example.labels.tolist() == [2]
-
-
-COLOURS = [(250, 20, 20), (20, 250, 20), (20, 20, 250), (250, 250, 20), (250, 20, 250)]
-
-
-def rectangles(folder: Path) -> DetectionDataset:
-    """Five black images of several shapes. Each has one object, which is a rectangle of its own colour."""
-    samples = []
-    for n, (colour, (width, height)) in enumerate(
-        zip(COLOURS, [(200, 100), (120, 180), (150, 150), (300, 90), (240, 160)], strict=True)
-    ):
-        image = np.zeros((height, width, 3), np.uint8)
-        box = np.array([width // 4, height // 3, width // 4 + width // 3, height // 3 + height // 2])
-        image[box[1] : box[3], box[0] : box[2]] = colour
-        Image.fromarray(image).save(folder / f"{n}.png")
-        samples.append(
-            Sample(str(n), folder / f"{n}.png", width, height, box[None] * 1.0, np.array([n + 1]), np.zeros(1, bool))
-        )
-
-    def proposals(image_id: str) -> np.ndarray:
-        sample = samples[int(image_id)]
-        whole = [[0, 0, sample.width, sample.height]]
-        return np.concatenate([sample.boxes, whole, whole]).astype(np.float32)
-
-    change = Augmentation((90, 120), 300, flip_vertical=True, transpose=True, mosaic=1.0)
-    return DetectionDataset(samples, proposals, change, max_proposals=8)
-
-
-def test_boxes_of_a_mosaic_are_around_the_objects_in_it(tmp_path: Path) -> None:
-    """Each box contains its object's colour, and nothing else in the mosaic has this colour."""
-    data = rectangles(tmp_path)
-    corners = set()
-    for key in [(epoch, index) for epoch in range(8) for index in range(5)]:
-        example = data[key]
-        view, sample = data.view(*key), data.samples[key[1]]
-        assert min(example.image.shape[:2]) <= view.short_side
-        assert (example.image.shape[1] > example.image.shape[0]) == (
-            (sample.width > sample.height) ^ view.transposed
-        ) or (sample.width == sample.height)
-        assert example.scale == 1.0
-        assert len(example.boxes) == len(example.labels) == 4
-        assert key[1] + 1 in example.labels
-        for label in set(example.labels.tolist()):
-            at = np.abs(example.image.astype(int) - COLOURS[label - 1]).max(axis=2) < 40
-            boxes = example.boxes[example.labels == label]
-            inside = np.zeros_like(at)
-            for x1, y1, x2, y2 in boxes:
-                inner = at[round(y1) + 2 : round(y2) - 2, round(x1) + 2 : round(x2) - 2]
-                assert inner.size
-                assert inner.all(), "the box is not on the object"
-                inside[max(0, round(y1) - 2) : round(y2) + 2, max(0, round(x1) - 2) : round(x2) + 2] = True
-                corners.add((x1 + x2 > example.image.shape[1], y1 + y2 > example.image.shape[0]))
-            assert not at[~inside].any(), "a part of the object is outside of its box"
-        assert len(example.proposals) == 8, "a quarter of 8, from each of 4 images"
-        np.testing.assert_array_equal(example.proposals[::2], example.boxes)
-        x1, y1, x2, y2 = example.proposals.T
-        height, width = example.image.shape[:2]
-        assert (x1 >= 0).all()
-        assert (y1 >= 0).all()
-        assert (x2 <= width + 0.5).all()
-        assert (y2 <= height + 0.5).all()
-    assert len(corners) == 4, "objects in every corner"
-
-
-def test_only_the_share_of_mosaics_changes_the_examples(tmp_path: Path) -> None:
-    """Mosaics have random numbers of their own: the other examples are those without mosaics."""
-    some = rectangles(tmp_path)
-    without = replace(some, augmentation=replace(some.augmentation, mosaic=0.0))
-    some.augmentation = replace(some.augmentation, mosaic=0.25)
-    mosaics = 0
-    for key in [(epoch, index) for epoch in range(60) for index in range(5)]:
-        one, again, plain = some[key], some[key], without[key]
-        np.testing.assert_array_equal(one.image, again.image)
-        np.testing.assert_array_equal(one.boxes, again.boxes)
-        if len(one.boxes) == 4:
-            mosaics += 1
-            continue
-        np.testing.assert_array_equal(one.image, plain.image)
-        np.testing.assert_array_equal(one.boxes, plain.boxes)
-        np.testing.assert_array_equal(one.proposals, plain.proposals)
-    assert 40 < mosaics < 110, "300 draws with probability 0.25: 75, standard deviation 7.5"
-
-
-def test_a_mosaic_of_images_without_objects(tmp_path: Path) -> None:
-    data = rectangles(tmp_path)
-    none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "difficult": np.zeros(0, bool)}
-    data.samples = [replace(sample, **none) for sample in data.samples]
-    example = data[(0, 0)]
-    assert (example.boxes.shape, example.boxes.dtype, example.labels.shape) == ((0, 4), np.float32, (0,))
-    assert example.proposals.dtype == np.float32
 
 
 def test_truth_and_proposals_come_unscaled_without_the_picture(tiny: VocFolder) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from fastrcnn.data.transforms import (
     Augmentation,
-    Mosaic,
     boxes_in,
     flip_boxes,
     part_with_objects,
@@ -286,25 +285,3 @@ def test_the_part_is_where_its_numbers_say() -> None:
     assert part_with_objects(box, 100, 100, np.array([0, 0.5, 0, 1, 1])) == (10, 10, 85, 60)
     assert part_with_objects(box, 100, 100, np.array([0, 1, 1, 0.5, 0.5])) is None
     assert part_with_objects(np.zeros((0, 4)), 100, 100, np.zeros(5)) is None
-
-
-@pytest.mark.parametrize(
-    ("corner", "size", "scale", "left", "top"),
-    [  # the centre of 100 x 80 pixels is (40, 50); the corners have 40 x 50, 60 x 50, 40 x 30 and 60 x 30 pixels
-        (0, (20, 10), 2.0, 0, 30),  # 40 x 20, touches the centre from the left and above
-        (0, (10, 50), 1.0, 30, 0),
-        (1, (30, 50), 1.0, 40, 0),
-        (2, (80, 30), 0.5, 0, 50),
-        (3, (20, 30), 1.0, 40, 50),
-        (3, (240, 10), 0.25, 40, 50),
-    ],
-)
-def test_an_image_of_a_mosaic_touches_its_centre(
-    corner: int, size: tuple[int, int], scale: float, left: int, top: int
-) -> None:
-    mosaic = Mosaic(100, 80, (40, 50))
-    grey = mosaic.image.copy()
-    assert mosaic.place(corner, np.full((size[1], size[0], 3), 200, np.uint8)) == (scale, left, top)
-    width, height = round(size[0] * scale), round(size[1] * scale)
-    grey[top : top + height, left : left + width] = 200
-    np.testing.assert_array_equal(mosaic.image, grey)

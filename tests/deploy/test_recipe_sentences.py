@@ -52,10 +52,6 @@ def test_the_demo() -> None:
         (["model.fc6_rank=5"], "Compressed layers: fc6 with rank 5."),
         (["data.flip=false"], "Augmentation: none."),
         (["data.crop=0.25"], "half of the images flipped horizontally, 25 % of the images cropped at random."),
-        (
-            ["data.mosaic=0.5"],
-            "half of the images flipped horizontally, 50 % of the images replaced by mosaics of four ",
-        ),
         (["solver.clip_gradients=2.5"], "Dropout: 0.5. Maximum gradient norm: 2.5."),
         (
             ["data.proposals=/home/someone/mcg.proposals"],

@@ -404,7 +404,6 @@ def test_an_image_that_has_changed_has_no_maps_yet(tmp_path: Path) -> None:
     [
         ("conv1_1", PLAIN, "model.finetune_from freezes no convolution of the network"),
         ("fc6", replace(PLAIN, colour=0.1), "data.colour changes the colours of an image differently"),
-        ("fc6", replace(PLAIN, mosaic=0.1), "data.mosaic combines an image with other images each time"),
     ],
 )
 def test_where_no_maps_can_be_kept_it_says_why(
