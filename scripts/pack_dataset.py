@@ -6,8 +6,10 @@
     python scripts/pack_dataset.py unpack PACK FOLDER
 
 Packing is lossy: images are encoded again as WebP, with the highest quality that fits into --megabytes. The boxes of
-proposals are rounded to integers, their scores are omitted, and weights are converted to float16. The pack consists of
-zip files of at most --part megabytes and of parts.json with their SHA-256 digests. A megabyte is 1,000,000 bytes.
+proposals are rounded to integers, their scores are omitted, and weights are converted to float16. At quality 29 (16 KB
+per image), a detector that was trained on original images had a lower AP on the packed test images: 0.533 instead of
+0.577 (558 images of VOC2007, one class). The pack consists of zip files of at most --part megabytes and of parts.json
+with their SHA-256 digests. A megabyte is 1,000,000 bytes.
 
 `unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007, FOLDER/VOC2007.proposals (a store with the proposals of
 all images) and FOLDER/VGG16.safetensors.
