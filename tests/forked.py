@@ -171,7 +171,7 @@ def hold(where: str, call: int, then: str = "goes on") -> None:
                 os.read(heard, 1)
             signal.set_wakeup_fd(before)
             while then == "hangs":
-                signal.pause()
+                time.sleep(0.01)  # not signal.pause(): a signal just before it, or in another thread, would not end it
         return function(*arguments, **keywords)
 
     setattr(owner, name, held)

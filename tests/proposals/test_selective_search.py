@@ -388,10 +388,12 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
     images = [(f"id{n}", write(tmp_path / f"{n}.png", picture(n, 160, 240)), 1) for n in range(32)]
     settings = SelectiveSearchSettings(side=240, k=[25])
     code = (
-        "import signal, sys; from pathlib import Path; from fastrcnn.proposals.generate import *\n"
+        "import signal, sys, time; from pathlib import Path; from fastrcnn.proposals.generate import *\n"
         "from fastrcnn.proposals import generate\n"
         "def halting(results, **_):\n"  # so that it cannot be done before it is stopped, however late that is
-        "    for n, result in enumerate(results): yield signal.pause() if n == 16 else result\n"
+        "    for n, result in enumerate(results):\n"
+        "        while n == 16: time.sleep(0.01)\n"  # not signal.pause(), which a signal just before it does not end
+        "        yield result\n"
         "generate.progress = halting\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background begin by ignoring it
         "folder = Path(sys.argv[1]); images = [(f'id{n}', folder / f'{n}.png', 1) for n in range(32)]\n"
