@@ -27,6 +27,7 @@ class Sample:
     areas: np.ndarray | None = None  # (G,) float64, `area` in the COCO file (e.g. of a mask); None: box areas
     number: int | str | None = None  # image id in the COCO file; only unique within that file
     turn: int = 1  # EXIF orientation to apply when the image is read; 1: use it as stored (see data/frames.py)
+    tiles: tuple[Tile, ...] = ()  # the images of a mosaic, whose `path` is that of the first (see data/mosaics.py)
 
     @property
     def file_id(self) -> int | str:
@@ -38,6 +39,20 @@ class Sample:
         """The boxes (G, 4) float32 for training, clipped to the image."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
         return np.clip(np.asarray(self.boxes, np.float32).reshape(-1, 4), np.float32(0), limit)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image in a mosaic. box: the integers x1 y1 x2 y2 of its half-open box in pixels of the mosaic."""
+
+    sample: Sample
+    box: tuple[int, int, int, int]
+
+    def moved(self, boxes: np.ndarray) -> np.ndarray:
+        """Return boxes (R, 4) of the image, in pixels of the original image, as float32 boxes of the mosaic."""
+        x1, y1, x2, y2 = self.box
+        scale = np.array([(x2 - x1) / self.sample.width, (y2 - y1) / self.sample.height] * 2)
+        return (boxes * scale + (x1, y1, x1, y1)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from fastrcnn.data.annotations.layouts import is_coco
 from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
+from fastrcnn.data.mosaics import mosaics
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
@@ -186,7 +187,7 @@ def run_sets(
     report_shared(train, val, "data.train and data.val, so the mAP on data.val is too optimistic")
     report_shared(train, test, "data.train and data.test, so the mAP on data.test is too optimistic")
     report_shared(val, test, "data.val and data.test, so the best checkpoint is selected on test images")
-    train_set = with_proposals(config, train, config.train, augmentation(config), seed)
+    train_set = with_mosaics(with_proposals(config, train, config.train, augmentation(config), seed), config.mosaics)
     val_set = with_proposals(config, val, val_splits, test_scaling(config)) if val else None
     return train_set, val_set, with_proposals(config, test, config.test, test_scaling(config)) if test else None
 
@@ -215,6 +216,12 @@ def with_proposals(
     """Return the data set of the images with their proposals. view: the scaling and augmentation of the images."""
     found, boxes = proposals(config, pictures, split_name(splits))
     return DetectionDataset(found, boxes, view, seed, config.max_proposals)
+
+
+def with_mosaics(train_set: DetectionDataset, share: float) -> DetectionDataset:
+    """Return the data set with `share` times as many mosaics as it has images after its images."""
+    images = train_set.samples
+    return replace(train_set, samples=[*images, *mosaics(images, round(share * len(images)))])
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
@@ -248,7 +255,8 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
 
 def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
     """Log the recall of the proposals on training objects, and warn if it is too low for training."""
-    chosen = range(0, len(train_set), max(1, len(train_set) // 300))
+    images = [i for i, sample in enumerate(train_set.samples) if not sample.tiles]
+    chosen = images[:: max(1, len(images) // 300)]
     boxes = (train_set.proposal_boxes(i) for i in chosen)
     found = proposal_recall(boxes, [train_set.samples[i] for i in chosen], names)
     if (recall := found.all.at_50) is None:

@@ -98,6 +98,13 @@ class DataConfig:
     crop: float = key(
         0.0, "probability of cropping a training image at random; a crop never cuts an object", least=0, most=1
     )
+    mosaics: float = key(
+        0.0,
+        "number of mosaics per training image, which are added to the training images; a mosaic consists of four of "
+        "them at about half size",
+        least=0,
+        most=10,
+    )
     selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
     # Not a key: the folder for new stores if proposal_cache is from a checkpoint or a run, because paths in such files
     # are only read. If it is empty, new stores are written to proposal_cache.

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.data.images import Stored, apply_orientation, decode_stored, inspect, read_bytes
+from fastrcnn.data.mosaics import draw
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
@@ -103,8 +104,11 @@ def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list
 def read_sample(sample: Sample) -> np.ndarray:
     """Read the image (H, W, 3) uint8 RGB of a sample, in the orientation that its boxes refer to.
 
-    Raises UserError if the image cannot be read, or if it does not have the sample's size, as stored or upright.
+    A mosaic is drawn from the images of its tiles. Raises UserError if an image cannot be read, or if it does not have
+    its sample's size, as stored or upright.
     """
+    if sample.tiles:
+        return draw(sample, (read_sample(tile.sample) for tile in sample.tiles))
     image, stored = decode_stored(read_bytes(sample.path), sample.path)
     size = (sample.width, sample.height)
     turn = turn_for(stored, size) if sample.turn == 1 else sample.turn

@@ -63,7 +63,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         "foreground"
     )
     if images:
-        steps += f"; {step * batch / images:.1f} epochs"
+        epoch = images + round(data["mosaics"] * images)
+        steps += f"; {step * batch / epoch:.1f} epochs"
     if solver["schedule"] == "cosine":
         falls = "cosine decay"
     elif not solver["lr_steps"]:
@@ -78,6 +79,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         changes.append(f"contrast and brightness changed by up to {100 * data['colour']:g} %")
     if data["crop"]:
         changes.append(f"{100 * data['crop']:g} % of the images cropped at random")
+    if data["mosaics"]:
+        changes.append(f"mosaics of four images added ({data['mosaics']:g} per image)")
     limit = "" if solver["clip_gradients"] is None else f" Maximum gradient norm: {solver['clip_gradients']:g}."
     sides = ", ".join(map(str, data["short_sides"]))
     lines = [

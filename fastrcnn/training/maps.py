@@ -49,11 +49,13 @@ class MapFiles:
     folder: Path
 
     def path(self, sample: Sample, view: View) -> Path:
-        """Return the path of the file for a view of an image. If the image file changes, the path changes too."""
+        """Return the path of the file for a view of an image. If an image file changes, the path changes too."""
         with suppress(OSError):  # code that reads the image reports the error
-            status = sample.path.stat()
-            what = f"{sample.image_id}\0{view}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
-            return self.folder / hashlib.sha256(what).hexdigest()[:32]
+            what = f"{sample.image_id}\0{view}"
+            for path in [tile.sample.path for tile in sample.tiles] or [sample.path]:
+                status = path.stat()
+                what += f"\0{status.st_size}\0{status.st_mtime_ns}"
+            return self.folder / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:32]
         return self.folder / "none"
 
     def has(self, sample: Sample, view: View) -> bool:

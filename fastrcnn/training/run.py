@@ -205,7 +205,9 @@ class TrainingRun:
             self.tracker = Tracker(self.folder, self.done)
         self.tracker.evaluated = distributed.from_first(self.tracker.evaluated)
         device = self.model.delta_mean.device
-        sizes = [f"{len(self.train_set)} training images"]
+        made = sum(bool(s.tiles) for s in self.train_set.samples)
+        mosaics = f" and {made} mosaic{'s' if made > 1 else ''} of them" if made else ""
+        sizes = [f"{len(self.train_set) - made} training images{mosaics}"]
         sizes += [f"{len(self.val_set)} validation images"] if self.val_set else []
         sizes += [f"{len(self.test_set)} test images"] if self.test_set else []
         log.info("%s: %s; classes: %s", self.folder, ", ".join(sizes), ", ".join(self.names))
@@ -366,11 +368,15 @@ class TrainingRun:
         return described | {"record": self.trained_on(), "model": self.model.state_dict()}
 
     def trained_on(self) -> dict[str, Any]:
-        """Return the number of training images, the number of objects per class, and the best score threshold."""
-        labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in self.train_set.samples)])
+        """Return the number of training images, the number of objects per class, and the best score threshold.
+
+        Mosaics are not counted.
+        """
+        images = [s for s in self.train_set.samples if not s.tiles]
+        labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in images)])
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
         known = {} if self.threshold is None else {"draw_threshold": self.threshold}
-        return {"images": len(self.train_set), "objects": dict(zip(self.names, counts.tolist(), strict=True))} | known
+        return {"images": len(images), "objects": dict(zip(self.names, counts.tolist(), strict=True))} | known
 
     def save(self, step: int) -> None:
         """Write step-N.pt, from which the run can resume. Only the first process writes it."""

@@ -50,6 +50,7 @@ def convolutions(tmp_path: Path) -> Path:
     ("keys", "views"),
     [
         (["recipe=transfer", "data=custom", "data.short_sides=[64]"], 4),  # two images, and mirrored
+        (["recipe=transfer", "data=custom", "data.short_sides=[64]", "data.mosaics=0.5"], 6),
         (["experiment=bccd_transfer", "data.classes=null"], 11),  # of 16, upside down and transposed too: those drawn
         (["experiment=voc07_laptop", "data.classes=null", "data.train=[trainval]", "data.test=[test]"], 4),
     ],
@@ -69,7 +70,11 @@ def test_a_head_is_trained_on_kept_maps_of_the_weights_given(
     assert "loaded: conv1_1 to conv5_3; initialised:" in caplog.text
     assert f"feature maps of the frozen layers for {views} inputs" in caplog.text
     assert "mAP" in out
-    saved = torch.load(in_order(Path("run/checkpoints"))[-1])["model"]
+    mosaics = " and 1 mosaic of them" if "data.mosaics=0.5" in keys else ""
+    assert f"run: 2 training images{mosaics}, " in caplog.text
+    content = torch.load(in_order(Path("run/checkpoints"))[-1])
+    assert content["record"] == {"images": 2, "objects": {"cat": 1, "dog": 2}}
+    saved = content["model"]
     for name, value in torch.load(convolutions).items():
         assert torch.equal(saved[name], value), name
     assert bool((saved["map_scale"] != 1).all())
