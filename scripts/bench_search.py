@@ -37,7 +37,7 @@ import numpy as np
 from fastrcnn.data.frames import read_sample
 from fastrcnn.progress import be_silent, progress
 from fastrcnn.proposals import kernel, selective_search
-from fastrcnn.proposals.generate import Image, propose_all
+from fastrcnn.proposals.generate import propose_all
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import SelectiveSearchSettings
 
@@ -153,7 +153,7 @@ def of_processor() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def seconds(images: list[Image], workers: int) -> tuple[float, float]:
+def seconds(images: list[Sample], workers: int) -> tuple[float, float]:
     """Generate proposals for all images. Return the wall-clock time and the CPU time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         begin, before = time.perf_counter(), of_processor()
@@ -161,13 +161,13 @@ def seconds(images: list[Image], workers: int) -> tuple[float, float]:
         return time.perf_counter() - begin, of_processor() - before
 
 
-def alone(images: list[Image]) -> None:
+def alone(images: list[Sample]) -> None:
     cv2.setNumThreads(1)
     be_silent()
     seconds(images, 1)
 
 
-def apart(images: list[Image]) -> float:
+def apart(images: list[Sample]) -> float:
     """Return the wall-clock time in seconds of two independent processes that each handle half of the images."""
     context = multiprocessing.get_context("spawn")
     halves = [context.Process(target=alone, args=(images[i::2],)) for i in range(2)]
@@ -179,8 +179,7 @@ def apart(images: list[Image]) -> float:
     return time.perf_counter() - begin
 
 
-def core_row(samples: Sequence[Sample], turns: int) -> dict[str, Any]:
-    images = [(s.image_id, s.path, s.turn) for s in samples]
+def core_row(images: list[Sample], turns: int) -> dict[str, Any]:
     one, two, both = [], [], []
     for _ in range(turns):
         one.append(seconds(images, 1))

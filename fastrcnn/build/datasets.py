@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from fastrcnn.data.annotations.formats.coco_file import read_coco_file
 from fastrcnn.data.annotations.layouts import is_coco
 from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
-from fastrcnn.data.images import pixels_key
+from fastrcnn.data.frames import content_key
 from fastrcnn.data.mosaics import mosaics
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
@@ -75,7 +76,7 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
         image_id = sample.image_id.encode(errors="surrogateescape")
-        digest.update(image_id + b"\0" + pixels_key(sample.path.read_bytes(), sample.turn))
+        digest.update(image_id + b"\0" + content_key(sample))
     name = f"{store_prefix(config, split)}{digest.hexdigest()[:12]}.proposals"
     found = Path(config.proposal_cache).expanduser() / name
     if config.own_cache and distributed.any_of(not found.exists()):
@@ -88,13 +89,13 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
 
     In distributed jobs each process handles a part of the images, and the first process writes the store.
     """
-    images, settings = [(s.image_id, s.path, s.turn) for s in pictures], config.selective_search
+    settings = config.selective_search
     if distributed.size() > 1:
-        check_order(images, path, config.selective_search)
-        propose_some(distributed.share(images), path, settings, workers)
+        check_order(pictures, path, settings)
+        propose_some(distributed.share(pictures), path, settings, workers)
         distributed.wait_for_all()
     if distributed.leads():
-        propose_all(images, path, settings, workers)
+        propose_all(pictures, path, settings, workers)
     distributed.wait_for_all()
     return path
 
@@ -187,7 +188,7 @@ def run_sets(
     report_shared(train, val, "data.train and data.val, so the mAP on data.val is too optimistic")
     report_shared(train, test, "data.train and data.test, so the mAP on data.test is too optimistic")
     report_shared(val, test, "data.val and data.test, so the best checkpoint is selected on test images")
-    train_set = with_mosaics(with_proposals(config, train, config.train, augmentation(config), seed), config.mosaics)
+    train_set = with_mosaics(config, with_proposals(config, train, config.train, augmentation(config), seed))
     val_set = with_proposals(config, val, val_splits, test_scaling(config)) if val else None
     return train_set, val_set, with_proposals(config, test, config.test, test_scaling(config)) if test else None
 
@@ -218,10 +219,26 @@ def with_proposals(
     return DetectionDataset(found, boxes, view, seed, config.max_proposals)
 
 
-def with_mosaics(train_set: DetectionDataset, share: float) -> DetectionDataset:
-    """Return the data set with `share` times as many mosaics as it has images after its images."""
+def with_mosaics(config: DataConfig, train_set: DetectionDataset) -> DetectionDataset:
+    """Return the data set with data.mosaics mosaics per image added, and their proposals from selective search.
+
+    Proposals that are moved from the images into the mosaics raise the AP less: see docs/notes.md. Therefore, no
+    mosaics are added if data.proposals is set.
+    """
     images = train_set.samples
-    return replace(train_set, samples=[*images, *mosaics(images, round(share * len(images)))])
+    made = mosaics(images, round(config.mosaics * len(images)))
+    if not made:
+        return train_set
+    if config.proposals is not None:
+        log.info("data.mosaics: no mosaics are added, because data.proposals does not contain proposals for mosaics")
+        return train_set
+    _, boxes = proposals(config, made, f"{split_name(config.train)}-mosaics")
+    either = partial(_from_either, train_set.proposals, boxes, frozenset(mosaic.image_id for mosaic in made))
+    return replace(train_set, samples=[*images, *made], proposals=either)
+
+
+def _from_either(one: Proposals, other: Proposals, in_other: frozenset[str], image_id: str) -> np.ndarray:
+    return (other if image_id in in_other else one)(image_id)
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:

@@ -50,15 +50,8 @@ class DetectionDataset(Dataset):
         return len(self.samples)
 
     def proposal_boxes(self, index: int) -> np.ndarray:
-        """Return the first max_proposals proposals (P, 4) of image `index`, in pixels of the original image.
-
-        The proposals of a mosaic are those of its four images, the first max_proposals / 4 of each.
-        """
-        sample, most = self.samples[index], self.max_proposals
-        if not sample.tiles:
-            return np.asarray(self.proposals(sample.image_id)[:most])
-        most = most and -(-most // len(sample.tiles))
-        return np.concatenate([tile.moved(self.proposals(tile.sample.image_id)[:most]) for tile in sample.tiles])
+        """Return the first max_proposals proposals (P, 4) of image `index`, in pixels of the original image."""
+        return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
 
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) of image `index`. Its pixels are not read.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.images import Stored, apply_orientation, decode_stored, inspect, read_bytes
+from fastrcnn.data.images import Stored, apply_orientation, decode_stored, inspect, pixels_key, read_bytes
 from fastrcnn.data.mosaics import draw
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
@@ -116,6 +116,14 @@ def read_sample(sample: Sample) -> np.ndarray:
     if pixels is None or pixels.shape[1::-1] != size:
         raise UserError(_size_fault(sample.path, stored, size))
     return pixels
+
+
+def content_key(sample: Sample) -> bytes:
+    """Return a key for values that are computed from the pixels of a sample. Raises UserError if a file is missing."""
+    if sample.tiles:
+        places = repr((sample.width, sample.height, [tile.box for tile in sample.tiles]))
+        return b"".join([places.encode(), *(content_key(tile.sample) for tile in sample.tiles)])
+    return pixels_key(read_bytes(sample.path), sample.turn)
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:

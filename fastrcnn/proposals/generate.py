@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fastrcnn.data.images import decode, pixels_key, read_bytes
+from fastrcnn.data.frames import content_key, read_sample
+from fastrcnn.data.images import read_image
 from fastrcnn.errors import UserError
 from fastrcnn.files import lock, write_atomically
 from fastrcnn.parallel.launch import cores
@@ -23,19 +24,20 @@ from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.selective_search import propose_scored, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.structures import Sample
 
-Image = tuple[str, Path, int]  # image id, file, and the EXIF orientation to apply before the search
 BATCH = 100  # number of images per process that are submitted at a time
 
 
 def propose_all(
-    images: Sequence[Image],
+    images: Sequence[Sample],
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> BoxCounts:
     """Generate proposals for all `images`, write the proposal store `store_path`, and return the box counts.
 
+    Of an image, only image_id, path, turn and tiles are used, so `without_objects(image_id, path)` is enough.
     settings: by default SelectiveSearchSettings(). workers: the number of processes, by default one per core. Scripts
     that call this function need `if __name__ == "__main__":`, because worker processes import the script.
     Until the store is complete, the result of each image is kept in a folder next to the store, so that an interrupted
@@ -57,24 +59,24 @@ def propose_all(
                 f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix or remove these images, then "
                 "run the command again. The proposals of the other images are kept and will be reused."
             )
-        items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _, _ in images)
+        items = (ImageProposals(image.image_id, *_load(found[image.image_id])) for image in images)
         counts = write_store(store_path, items, "selective search", asdict(settings) | searcher(settings))
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
 
-def check_order(images: Sequence[Image], store_path: Path, settings: SelectiveSearchSettings) -> None:
+def check_order(images: Sequence[Sample], store_path: Path, settings: SelectiveSearchSettings) -> None:
     """Check the arguments of `propose_all` before any work is done.
 
     Raises UserError if ids are repeated, if `store_path` exists and is not a store, or if the search is not available.
     """
-    refuse_repeated((image_id for image_id, _, _ in images), store_path)
+    refuse_repeated((image.image_id for image in images), store_path)
     check_target(store_path)
     searcher(settings)
 
 
 def propose_some(
-    images: Sequence[Image],
+    images: Sequence[Sample],
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
@@ -104,7 +106,7 @@ def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def _make_results(
-    images: Sequence[Image],
+    images: Sequence[Sample],
     work: Path,
     settings: SelectiveSearchSettings,
     workers: int | None,
@@ -135,22 +137,21 @@ def start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[str, Path | str]:
-    (image_id, path, turn), work, settings, how = task
+def _make_one(task: tuple[Sample, Path, SelectiveSearchSettings, str]) -> tuple[str, Path | str]:
+    image, work, settings, how = task
     try:
-        data = read_bytes(path)
-        key = hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
+        key = hashlib.sha256(how.encode() + b"\0" + content_key(image)).hexdigest()
         file = work / key[:2] / f"{key}.npz"
         with suppress(Exception):  # numpy raises various errors for a missing or damaged result
             _load(file)
-            return image_id, file
-        image = decode(data, path, turn)
-        boxes, scores = propose_scored(image, settings)
+            return image.image_id, file
+        pixels = read_sample(image) if image.tiles else read_image(image.path, image.turn)
+        boxes, scores = propose_scored(pixels, settings)
     except UserError as error:
-        return image_id, str(error)
+        return image.image_id, str(error)
     with write_atomically(file) as part, part.open("wb") as handle:
-        np.savez(handle, size=np.array(image.shape[:2]), boxes=boxes, scores=scores)
-    return image_id, file
+        np.savez(handle, size=np.array(pixels.shape[:2]), boxes=boxes, scores=scores)
+    return image.image_id, file
 
 
 def _load(file: Path | str) -> tuple[int, int, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -17,9 +18,12 @@ from fastrcnn.config.schema import DataConfig, RuntimeConfig, TrainConfig, leave
 from fastrcnn.config.values import fill
 from fastrcnn.data.annotations.splits import divide
 from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.frames import read_sample
+from fastrcnn.data.mosaics import mosaics
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.proposals.selective_search import propose
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.settings import DetectionSettings, ModelSettings, SelectiveSearchSettings, SolverSettings
 
@@ -331,6 +335,46 @@ def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: p
     monkeypatch.setattr(datasets, "propose_all", None)  # may not be called again
     again = training_set(config, ["cat", "dog"])
     np.testing.assert_array_equal(again.proposal_boxes(1), first.proposal_boxes(1))
+
+
+def test_mosaics_get_proposals_of_their_own(
+    tiny: VocFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of selective search on the pixels of each; the images' own are those without mosaics."""
+    config = config_of(tiny, mosaics=1.5)
+    plain = training_set(replace(config, mosaics=0.0), ["cat", "dog"])
+    data = training_set(config, ["cat", "dog"])
+    assert [bool(sample.tiles) for sample in data.samples] == [False, False, True, True, True]
+    for index in range(5):
+        found = propose(read_sample(data.samples[index]), QUICK)
+        assert len(found) > 3
+        np.testing.assert_array_equal(data.proposal_boxes(index), found)
+    np.testing.assert_array_equal(data.proposal_boxes(1), plain.proposal_boxes(1))
+    stores = (tiny.root.parent / "cache").glob("*.proposals")
+    assert sorted(store.name.rpartition("-")[0] for store in stores) == ["custom-trainval", "custom-trainval-mosaics"]
+    monkeypatch.setattr(datasets, "propose_all", None)  # may not be called again
+    again = pickle.loads(pickle.dumps(training_set(config, ["cat", "dog"])))  # as a worker gets it
+    np.testing.assert_array_equal(again.proposal_boxes(4), data.proposal_boxes(4))
+    (given,) = (tiny.root.parent / "cache").glob("custom-trainval-[!m]*")
+    with caplog.at_level("INFO"):
+        without = training_set(replace(config, proposals=str(given)), ["cat", "dog"])
+    assert len(without) == 2
+    assert "no mosaics are added, because data.proposals does not contain" in caplog.text
+
+
+def test_the_store_of_mosaics_follows_their_images_and_places(tiny: VocFolder) -> None:
+    config = config_of(tiny)
+    samples = annotations.samples(config, ["trainval"], ["cat", "dog"])
+    mosaic = mosaics(samples, 1)[0]
+    path = datasets.proposal_path(config, [mosaic], "x")
+    moved = [replace(tile, box=(0, 0, 5, 5)) for tile in mosaic.tiles]
+    assert datasets.proposal_path(config, [replace(mosaic, tiles=tuple(moved))], "x") != path
+    assert datasets.proposal_path(config, [replace(mosaic, width=70)], "x") != path
+    assert datasets.proposal_path(config, [mosaics(samples, 1)[0]], "x") == path
+    for tile in {tile.sample.path: tile for tile in mosaic.tiles}.values():
+        tiny.picture(tile.sample.image_id + "other").rename(tile.sample.path)
+        assert datasets.proposal_path(config, [mosaic], "x") != path
+        path = datasets.proposal_path(config, [mosaic], "x")
 
 
 def test_the_name_of_kept_proposals_follows_settings_and_pictures(tiny: VocFolder) -> None:

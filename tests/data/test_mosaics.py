@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastrcnn.build.datasets import with_mosaics
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.frames import read_sample
 from fastrcnn.data.mosaics import GREY, mosaics
@@ -39,13 +38,9 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 @pytest.fixture
 def data(samples: list[Sample]) -> DetectionDataset:
-    def proposals(image_id: str) -> np.ndarray:
-        sample = samples[int(image_id)]
-        whole = [[0, 0, sample.width, sample.height]]
-        return np.concatenate([sample.boxes, whole, whole]).astype(np.float32)
-
-    plain = DetectionDataset(samples, proposals, Augmentation((90,), 300, flip=False), max_proposals=7)
-    return with_mosaics(plain, 8.0)
+    nothing = np.zeros((0, 4), np.float32)
+    images = [*samples, *mosaics(samples, 40)]
+    return DetectionDataset(images, lambda _: nothing, Augmentation((90,), 300, flip=False))
 
 
 def inside(shape: tuple[int, ...], box: np.ndarray, margin: int) -> np.ndarray:
@@ -95,18 +90,6 @@ def test_images_in_a_mosaic_keep_their_shape_and_touch_its_centre(data: Detectio
         x, y = (set.intersection(*edges).pop() for edges in meeting)
         assert 0.39 * sample.width <= x <= 0.61 * sample.width
         assert 0.39 * sample.height <= y <= 0.61 * sample.height
-
-
-def test_proposals_of_a_mosaic_are_those_of_its_images(data: DetectionDataset) -> None:
-    """Of each image, a quarter of max_proposals, rounded up: the object's box and the whole image."""
-    for index in range(5, 45):
-        sample, proposals = data.samples[index], data.proposal_boxes(index)
-        assert proposals.dtype == np.float32
-        np.testing.assert_array_equal(proposals[::2], sample.boxes.astype(np.float32))
-        np.testing.assert_allclose(proposals[1::2], [tile.box for tile in sample.tiles], atol=1e-4)
-    every = replace(data, max_proposals=None)
-    assert len(every.proposal_boxes(5)) == 12
-    assert len(every.proposal_boxes(0)) == 3
 
 
 def test_a_mosaic_is_scaled_and_flipped_as_an_image(data: DetectionDataset) -> None:

@@ -26,8 +26,9 @@ read_all(tasks, Settings(), workers=2)
 """,
     "proposals": """
 from pathlib import Path
+from fastrcnn.data.frames import without_objects
 from fastrcnn.proposals.generate import propose_all
-propose_all([("a", Path("a.jpg"), 1), ("b", Path("b.jpg"), 1)], "x.proposals", workers=2)
+propose_all([without_objects(n, Path(f"{n}.jpg")) for n in "ab"], "x.proposals", workers=2)
 """,
     "loader, spawn": """
 import multiprocessing

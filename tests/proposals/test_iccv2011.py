@@ -14,6 +14,7 @@ import pytest
 from scipy.io import loadmat
 
 from fastrcnn.config.compose import compose
+from fastrcnn.data.frames import without_objects
 from fastrcnn.data.images import read_image
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import iccv2011, kernel
@@ -109,7 +110,7 @@ def test_without_the_kernel_the_mode_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(kernel, "library", lambda: None)
     with pytest.raises(UserError, match=r"mode=iccv2011 needs the C\+\+ kernel.*set data.selective_search.mode=fast"):
-        propose_all([("a", tmp_path / "missing.png", 1)], tmp_path / "s.proposals", SETTINGS)
+        propose_all([without_objects("a", tmp_path / "missing.png")], tmp_path / "s.proposals", SETTINGS)
     with pytest.raises(UserError, match="mode=iccv2011 needs"):
         propose(noise(9, 9, 3), SETTINGS)
 

@@ -17,12 +17,14 @@ from limits import PATIENCE
 
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import fill
+from fastrcnn.data.frames import without_objects
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import generate, kernel, selective_search
-from fastrcnn.proposals.generate import Image, propose_all
+from fastrcnn.proposals.generate import propose_all
 from fastrcnn.proposals.selective_search import propose, propose_scored, score, spread
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.structures import Sample
 
 QUICK = SelectiveSearchSettings(side=96, k=[50, 150], min_size=20)
 BUILT = (kernel.thin,) if kernel.library() is not None else ()
@@ -45,10 +47,10 @@ def write(path: Path, image: np.ndarray) -> Path:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[Image]:
+def images(tmp_path: Path) -> list[Sample]:
     folder = tmp_path / "photos ü"
     folder.mkdir()
-    return [(f"id{n}", write(folder / f"{n}.png", picture(n)), 1) for n in range(5)]
+    return [without_objects(f"id{n}", write(folder / f"{n}.png", picture(n))) for n in range(5)]
 
 
 @pytest.fixture
@@ -270,11 +272,11 @@ def test_the_same_boxes_with_any_number_of_threads_and_in_another_process(tmp_pa
     np.testing.assert_array_equal(one, np.load(tmp_path / "o.npy"))
 
 
-def test_the_same_store_with_one_process_and_with_two(images: list[Image], tmp_path: Path) -> None:
+def test_the_same_store_with_one_process_and_with_two(images: list[Sample], tmp_path: Path) -> None:
     propose_all(images, tmp_path / "one.proposals", QUICK, workers=1)
     propose_all(images[::-1], tmp_path / "two.proposals", QUICK, workers=2)
     one, two = ProposalStore(tmp_path / "one.proposals"), ProposalStore(tmp_path / "two.proposals")
-    assert one.ids == two.ids == [image_id for image_id, _, _ in images]
+    assert one.ids == two.ids == [image.image_id for image in images]
     for n, image_id in enumerate(one.ids):
         np.testing.assert_array_equal(one.boxes(image_id), two.boxes(image_id))
         boxes, scores = propose_scored(picture(n), QUICK)
@@ -288,7 +290,7 @@ def test_the_same_store_with_one_process_and_with_two(images: list[Image], tmp_p
 
 
 def test_a_run_goes_on_where_it_stopped(
-    images: list[Image], tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    images: list[Sample], tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = generate.propose_scored
 
@@ -309,16 +311,16 @@ def test_a_run_goes_on_where_it_stopped(
         np.testing.assert_array_equal(store.boxes(f"id{n}"), propose(picture(n), QUICK))
 
 
-def stop_early(images: list[Image], store: Path) -> None:
+def stop_early(images: list[Sample], store: Path) -> None:
     """Leaves the results of all images in the work folder, as a run with one bad image does."""
     with pytest.raises(UserError, match="not there"):
-        propose_all([*images, ("bad", Path("not there.png"), 1)], store, QUICK, workers=1)
+        propose_all([*images, without_objects("bad", Path("not there.png"))], store, QUICK, workers=1)
 
 
-def test_nothing_stale_is_used(images: list[Image], tmp_path: Path, calls: list[int]) -> None:
+def test_nothing_stale_is_used(images: list[Sample], tmp_path: Path, calls: list[int]) -> None:
     store = tmp_path / "s.proposals"
     stop_early(images, store)
-    changed = images[2][1]
+    changed = images[2].path
     times = changed.stat()
     write(changed, picture(77))
     os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))  # the date does not tell
@@ -328,7 +330,7 @@ def test_nothing_stale_is_used(images: list[Image], tmp_path: Path, calls: list[
     np.testing.assert_array_equal(ProposalStore(store).boxes("id2"), propose(picture(77), QUICK))
 
 
-def test_other_settings_find_no_results(images: list[Image], tmp_path: Path, calls: list[int]) -> None:
+def test_other_settings_find_no_results(images: list[Sample], tmp_path: Path, calls: list[int]) -> None:
     stop_early(images, tmp_path / "s.proposals")
     calls.clear()
     other = SelectiveSearchSettings(side=96, k=[50, 150], min_size=21)
@@ -336,7 +338,7 @@ def test_other_settings_find_no_results(images: list[Image], tmp_path: Path, cal
     assert len(calls) == 5
 
 
-def test_a_damaged_result_is_made_again(images: list[Image], tmp_path: Path, calls: list[int]) -> None:
+def test_a_damaged_result_is_made_again(images: list[Sample], tmp_path: Path, calls: list[int]) -> None:
     stop_early(images, tmp_path / "s.proposals")
     results = sorted((tmp_path / ".s.proposals.work").glob("*/*.npz"))
     results[0].write_bytes(b"")
@@ -348,31 +350,33 @@ def test_a_damaged_result_is_made_again(images: list[Image], tmp_path: Path, cal
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_bad_images_are_named_and_the_others_are_not_lost(
-    images: list[Image], tmp_path: Path, calls: list[int], workers: int
+    images: list[Sample], tmp_path: Path, calls: list[int], workers: int
 ) -> None:
     whole = cv2.imencode(".jpg", picture(0))[1].tobytes()
     for name, data in (("empty.png", b""), ("text.png", b"hello"), ("half.jpg", whole[: len(whole) // 2])):
         (tmp_path / name).write_bytes(data)
-    bad = [(name, tmp_path / name, 1) for name in ("empty.png", "text.png", "half.jpg", "missing.png")]
+    bad = [without_objects(name, tmp_path / name) for name in ("empty.png", "text.png", "half.jpg", "missing.png")]
     with pytest.raises(UserError) as error:
         propose_all([*bad, *images], tmp_path / "s.proposals", QUICK, workers)
     assert "4 of 9 images" in str(error.value)
-    for name, _, _ in bad:
-        assert f"{tmp_path / name}: " in str(error.value)
+    for image in bad:
+        assert f"{image.path}: " in str(error.value)
     assert not (tmp_path / "s.proposals").exists()
     calls.clear()
     propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
     assert calls == []
 
 
-def test_an_id_that_comes_twice_is_named_before_any_work(images: list[Image], tmp_path: Path, calls: list[int]) -> None:
+def test_an_id_that_comes_twice_is_named_before_any_work(
+    images: list[Sample], tmp_path: Path, calls: list[int]
+) -> None:
     with pytest.raises(UserError, match="more than once, for example 'id0'"):
         propose_all([*images, images[0]], tmp_path / "s.proposals", QUICK, workers=1)
     assert calls == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no file locks of this kind")
-def test_a_second_run_on_the_same_store_is_refused(images: list[Image], tmp_path: Path) -> None:
+def test_a_second_run_on_the_same_store_is_refused(images: list[Sample], tmp_path: Path) -> None:
     with (
         generate._work_folder(tmp_path / "s.proposals"),
         pytest.raises(UserError, match="another process is generating these proposals"),
@@ -385,10 +389,11 @@ def test_a_second_run_on_the_same_store_is_refused(images: list[Image], tmp_path
 def test_however_a_run_ends_no_process_stays_and_its_results_do(
     tmp_path: Path, calls: list[int], how: signal.Signals
 ) -> None:
-    images = [(f"id{n}", write(tmp_path / f"{n}.png", picture(n, 160, 240)), 1) for n in range(32)]
+    images = [without_objects(f"id{n}", write(tmp_path / f"{n}.png", picture(n, 160, 240))) for n in range(32)]
     settings = SelectiveSearchSettings(side=240, k=[25])
     code = (
         "import signal, sys, time; from pathlib import Path; from fastrcnn.proposals.generate import *\n"
+        "from fastrcnn.data.frames import without_objects\n"
         "from fastrcnn.proposals import generate\n"
         "def halting(results, **_):\n"  # so that it cannot be done before it is stopped, however late that is
         "    for n, result in enumerate(results):\n"
@@ -396,7 +401,8 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
         "        yield result\n"
         "generate.progress = halting\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background begin by ignoring it
-        "folder = Path(sys.argv[1]); images = [(f'id{n}', folder / f'{n}.png', 1) for n in range(32)]\n"
+        "folder = Path(sys.argv[1]); \n"
+        "images = [without_objects(f'id{n}', folder / f'{n}.png') for n in range(32)]\n"
         "propose_all(images, folder / 's.proposals', SelectiveSearchSettings(side=240, k=[25]), workers=2)"
     )
     run = subprocess.Popen(
@@ -435,7 +441,7 @@ def until(condition: object) -> None:
 
 
 def test_without_the_contrib_build_the_package_to_remove_is_named(
-    images: list[Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Installed:
         metadata = {"Name": "opencv-python"}  # noqa: RUF012
