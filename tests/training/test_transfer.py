@@ -49,8 +49,7 @@ def convolutions(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("keys", "views"),
     [
-        (["recipe=transfer", "data=custom", "data.short_sides=[64]"], 4),  # two images, and mirrored
-        (["recipe=transfer", "data=custom", "data.short_sides=[64]", "data.mosaics=0.5"], 6),
+        (["recipe=transfer", "data=custom"], 8),  # two images and two mosaics, and mirrored
         (["experiment=bccd_transfer", "data.classes=null"], 11),  # of 16, upside down and transposed too: those drawn
         (["experiment=voc07_laptop", "data.classes=null", "data.train=[trainval]", "data.test=[test]"], 4),
     ],
@@ -70,7 +69,7 @@ def test_a_head_is_trained_on_kept_maps_of_the_weights_given(
     assert "loaded: conv1_1 to conv5_3; initialised:" in caplog.text
     assert f"feature maps of the frozen layers for {views} inputs" in caplog.text
     assert "mAP" in out
-    mosaics = " and 1 mosaic of them" if "data.mosaics=0.5" in keys else ""
+    mosaics = " and 2 mosaics of them" if "recipe=transfer" in keys else ""
     assert f"run: 2 training images{mosaics}, " in caplog.text
     content = torch.load(in_order(Path("run/checkpoints"))[-1])
     assert content["record"] == {"images": 2, "objects": {"cat": 1, "dog": 2}}
