@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn.structures import Batch, Detections, RoITargets, Sample
+from fastrcnn.samples import Sample
+from fastrcnn.structures import Batch, Detections, RoITargets
 from fastrcnn.visualize import CAPTION, colour_of, draw_batch, draw_boxes, draw_detections, enlarge
 
 GRAY = 77

@@ -20,7 +20,8 @@ from fastrcnn.data.transforms import show
 from fastrcnn.errors import UserError
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.processes import UNGUARDED, missing_guard, prepare, refuse_import, start_method
-from fastrcnn.structures import Batch, Sample, View
+from fastrcnn.samples import Sample, View
+from fastrcnn.structures import Batch
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -14,8 +14,9 @@ from fastrcnn.errors import UserError
 from fastrcnn.inference.network import Network
 from fastrcnn.memory import advise, detection_advice
 from fastrcnn.model.postprocess import best_boxes, entering_scores
+from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, Detections, Sample
+from fastrcnn.structures import Batch, Detections
 
 
 @dataclass

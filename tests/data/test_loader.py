@@ -22,7 +22,8 @@ from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import EndlessBatches, WorkerDiedError, collate, detection_loader, training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.structures import Batch, Sample, View
+from fastrcnn.samples import Sample, View
+from fastrcnn.structures import Batch
 
 PATIENT = 30.0  # seconds
 
