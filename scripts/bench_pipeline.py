@@ -41,7 +41,7 @@ from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.loader import collate, training_loader
 from fastrcnn.data.transforms import Augmentation, resize
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 
 TRAINED = 100  # images/s

@@ -37,9 +37,8 @@ from fastrcnn.model.postprocess import best_boxes
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.report.report import make_report
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Detections
+from fastrcnn.structures import Detections, Sample
 
 Run = Callable[[], Any]
 SIZES = {

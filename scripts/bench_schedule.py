@@ -26,7 +26,7 @@ from measuring import logged_values, machine_details
 from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.demo import CLASSES, write_demo
 from fastrcnn.proposals.store import ImageProposals, write_store
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 SIZE = (500, 375)
 PROPOSALS = 2000

@@ -42,7 +42,7 @@ from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import SelectiveSearchSettings
 
 if TYPE_CHECKING:  # the proposal workers import this file and do not need torch
-    from fastrcnn.samples import Sample
+    from fastrcnn.structures import Sample
 
 VOC07 = SelectiveSearchSettings(mode="quality", min_side=16)  # settings of configs/data/voc07.yaml
 BEFORE = replace(VOC07, k=[50.0, 100.0, 200.0])

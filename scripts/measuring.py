@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model import networks
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 
 def machine_details(device: torch.device) -> dict[str, str | int | None]:

@@ -13,8 +13,8 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel.signals import Stop
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
+from fastrcnn.structures import Sample
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.optim import make_optimizer
 from fastrcnn.training.run import Settings, TrainingRun

@@ -35,7 +35,7 @@ from fastrcnn.config.schema import leaves
 from fastrcnn.config.values import as_written
 from fastrcnn.data.annotations.splits import load
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.resume import saved_config
 

@@ -23,9 +23,8 @@ from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, RoITargets
+from fastrcnn.structures import Batch, RoITargets, Sample
 from fastrcnn.training.svm import picture_features
 
 pytestmark = pytest.mark.gpu

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn.samples import Sample
-from fastrcnn.structures import Batch, Detections, RoITargets
+from fastrcnn.structures import Batch, Detections, RoITargets, Sample
 from fastrcnn.visualize import CAPTION, colour_of, draw_batch, draw_boxes, draw_detections, enlarge
 
 GRAY = 77

@@ -29,7 +29,7 @@ from fastrcnn.data.sources import pictures, samples_of
 from fastrcnn.data.truth.problems import ROUTINE, Problem, by_cause, by_kind, shorten
 from fastrcnn.errors import UserError
 from fastrcnn.names import SAME_FILES, class_fault, same_files
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 NO_TRUTH = "no mAP because no class has ground truth"

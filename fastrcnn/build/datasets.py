@@ -42,7 +42,7 @@ from fastrcnn.parallel import distributed
 from fastrcnn.proposals.generate import check_order, propose_all, propose_some
 from fastrcnn.proposals.selective_search import propose, searcher
 from fastrcnn.proposals.store import ProposalStore
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 PREFIX_BYTES = 200  # maximum length of the prefix of a store's name; a complete file name can have 255

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fastrcnn.proposals.fit import Outcome
     from fastrcnn.proposals.formats.content import Content
-    from fastrcnn.samples import Sample
+    from fastrcnn.structures import Sample
 
 EXAMPLES = [
     "fastrcnn proposals-check proposals=voc_2007_trainval.mat data=voc07 data.root=VOCdevkit",

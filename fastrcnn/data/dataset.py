@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from fastrcnn.data.frames import read_sample
 from fastrcnn.data.transforms import Augmentation, boxes_in, scale_in, seen_in, show
-from fastrcnn.samples import Sample, View
+from fastrcnn.structures import Sample, View
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
 Unneeded = Callable[[Sample, View], bool]

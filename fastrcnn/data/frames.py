@@ -19,7 +19,7 @@ from fastrcnn.data.mosaics import draw
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 DONE = {
     "turned": "are rotated upright according to their EXIF orientation",

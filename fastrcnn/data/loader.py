@@ -20,8 +20,7 @@ from fastrcnn.data.transforms import show
 from fastrcnn.errors import UserError
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.processes import UNGUARDED, missing_guard, prepare, refuse_import, start_method
-from fastrcnn.samples import Sample, View
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample, View
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from fastrcnn.samples import Sample, Tile
+from fastrcnn.structures import Sample, Tile
 
 CENTRE = 0.4, 0.6  # the corners of the images meet in this range of the width and of the height of a mosaic
 GREY = 123, 117, 104  # RGB around the images, the mean of ImageNet's images

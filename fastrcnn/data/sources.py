@@ -15,7 +15,7 @@ from fastrcnn.data.images import IMAGE_SUFFIXES, Stored, apply_orientation, deco
 from fastrcnn.data.truth.text_files import is_file, read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.ahead import ahead, threads
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 

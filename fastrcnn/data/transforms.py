@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fastrcnn.samples import View
+from fastrcnn.structures import View
 
 LEAST_PART = 0.5  # minimum side of a crop, as a fraction of the image's side
 

@@ -22,8 +22,8 @@ from fastrcnn.evaluation.voc_ap import (
     truth_by_class,
 )
 from fastrcnn.files import replace_file
-from fastrcnn.samples import Sample
 from fastrcnn.settings import Metric
+from fastrcnn.structures import Sample
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fastrcnn.files import replace_file
 from fastrcnn.settings import Metric
 
 if TYPE_CHECKING:  # a comparison does not need torch
-    from fastrcnn.samples import Sample
+    from fastrcnn.structures import Sample
 
 FILE = "matches.npz"
 VERSION = 2  # since version 2, the ground truth is compared in float64

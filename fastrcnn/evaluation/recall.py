@@ -10,7 +10,7 @@ import torch
 
 from fastrcnn import boxes
 from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, box_sizes, ranked_ap
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 SIZES = {  # ranges of areas in square pixels: lower bound included, upper bound excluded
     "small": (0.0, 32.0**2),

@@ -27,7 +27,7 @@ from fastrcnn.files import replace_file
 from fastrcnn.names import class_fault, comp4_id, comp4_name
 
 if TYPE_CHECKING:  # saved detections are evaluated without loading torch
-    from fastrcnn.samples import Sample
+    from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 # (image, score, x1, y1, x2, y2, width, height), half-open

@@ -28,8 +28,7 @@ import numpy as np
 from fastrcnn.settings import Metric
 
 if TYPE_CHECKING:  # saved detections are evaluated without loading torch
-    from fastrcnn.samples import Sample
-    from fastrcnn.structures import Detections
+    from fastrcnn.structures import Detections, Sample
 
 VocMetric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area under it (from VOC2010 on)
 VOC_METRICS: tuple[str, ...] = get_args(VocMetric)

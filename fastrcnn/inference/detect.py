@@ -14,9 +14,8 @@ from fastrcnn.errors import UserError
 from fastrcnn.inference.network import Network
 from fastrcnn.memory import advise, detection_advice
 from fastrcnn.model.postprocess import best_boxes, entering_scores
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, Detections
+from fastrcnn.structures import Batch, Detections, Sample
 
 
 @dataclass

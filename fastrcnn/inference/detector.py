@@ -23,9 +23,8 @@ from fastrcnn.inference.found import Found
 from fastrcnn.inference.network import Network
 from fastrcnn.parallel.ahead import ahead, chunks_of, threads
 from fastrcnn.proposals.clean import clean
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Detections
+from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor

@@ -16,9 +16,8 @@ from fastrcnn.inference.network import Network
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.parallel import distributed
 from fastrcnn.progress import progress
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings, Metric
-from fastrcnn.structures import Batch, Detections
+from fastrcnn.structures import Batch, Detections, Sample
 
 
 def evaluate(

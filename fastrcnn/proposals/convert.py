@@ -22,7 +22,7 @@ from fastrcnn.proposals.formats.content import Content
 from fastrcnn.proposals.formats.conventions import CONVENTIONS
 from fastrcnn.proposals.formats.pickles import PICTURES
 from fastrcnn.proposals.store import ImageProposals, write_store
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 T = TypeVar("T")
 Named = tuple[str, int | str | None]  # image id, and the image's id in its COCO file (here: COCO id) or None

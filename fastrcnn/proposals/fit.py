@@ -33,7 +33,7 @@ import torch
 from fastrcnn import boxes
 from fastrcnn.progress import progress
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, ORDERS, Convention
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 OVERLAP, SIGMAS, FEW = 0.02, 3.0, 4
 COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # an estimated factor close to one of these is replaced by it

@@ -23,8 +23,8 @@ from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.selective_search import propose_scored, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
-from fastrcnn.samples import Sample
 from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.structures import Sample
 
 BATCH = 100  # number of images per process that are submitted at a time
 

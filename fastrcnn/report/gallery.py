@@ -13,7 +13,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, box_sizes
 from fastrcnn.names import file_of
 from fastrcnn.report.diagnosis import CONFUSION, DUPLICATE, FALSE_KINDS, LOCALISATION, MISSED_KINDS, RIGHT, Diagnosis
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 MOST_FALSE, MOST_MISSED = 60, 30
 SIDE = 320  # maximum longer side of a crop, in pixels

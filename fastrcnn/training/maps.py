@@ -32,8 +32,7 @@ from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.parallel import distributed
 from fastrcnn.progress import progress
-from fastrcnn.samples import Sample, View
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample, View
 
 log = logging.getLogger(__name__)
 SPARE = 1e9  # bytes of disk space that are left free

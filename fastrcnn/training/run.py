@@ -35,9 +35,8 @@ from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
 from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.progress import duration
-from fastrcnn.samples import View
 from fastrcnn.settings import DetectionSettings, Metric
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, View
 from fastrcnn.training import checkpoint
 from fastrcnn.training.initial import initialise
 from fastrcnn.training.loop import NotFiniteError, Schedule, Step, train

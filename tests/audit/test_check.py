@@ -38,8 +38,8 @@ from fastrcnn.data.truth.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
-from fastrcnn.samples import Sample
 from fastrcnn.settings import SolverSettings
+from fastrcnn.structures import Sample
 
 
 def tasks(folder: VocFolder, *image_ids: str, role: str = "train", store: Path | None = None) -> list[Task]:

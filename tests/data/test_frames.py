@@ -24,8 +24,8 @@ from fastrcnn.data.images import Stored
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.report.gallery import Case, cut_out
-from fastrcnn.samples import Sample
 from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.structures import Sample
 
 Call = Callable[..., tuple[int, str, str]]
 SIDEWAYS = (5, 6, 7, 8)

@@ -22,8 +22,7 @@ from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import EndlessBatches, WorkerDiedError, collate, detection_loader, training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample, View
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample, View
 
 PATIENT = 30.0  # seconds
 

@@ -15,7 +15,7 @@ from fastrcnn.data.frames import read_sample
 from fastrcnn.data.mosaics import GREY, mosaics
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 from fastrcnn.training.maps import MapFiles
 
 COLOURS = [(250, 20, 20), (20, 250, 20), (20, 20, 250), (250, 250, 20), (250, 20, 250)]

@@ -18,7 +18,7 @@ from fastrcnn.data.transforms import (
     seen_in,
     show,
 )
-from fastrcnn.samples import View
+from fastrcnn.structures import View
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fastrcnn.evaluation.evaluate import Evaluation, compare, table, write_resul
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.result_files import read_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 CLASSES = ["cat", "dog", "cow"]
 A, B = (0, 0, 10, 10), (20, 20, 40, 30)

@@ -14,7 +14,7 @@ from mistakes import CASES, CATS, DETECTIONS
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.matches import FILE, ClassMatches, Matches, class_matches, data_hash, read, write
 from fastrcnn.evaluation.voc_ap import class_ap
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 CAT = class_matches(DETECTIONS["cat"], CATS, class_ap(DETECTIONS["cat"], CATS))
 NOTHING = class_matches(DETECTIONS["dog"], CATS, class_ap(DETECTIONS["dog"], CATS))

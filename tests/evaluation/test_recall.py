@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastrcnn.evaluation.recall import Recall, proposal_recall
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 
 def sample(boxes: list, labels: list[int], difficult: list[bool] | None = None) -> Sample:

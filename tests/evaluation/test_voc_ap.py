@@ -21,8 +21,7 @@ from fastrcnn.evaluation.voc_ap import (
     mean_ap,
     truth_by_class,
 )
-from fastrcnn.samples import Sample
-from fastrcnn.structures import Detections
+from fastrcnn.structures import Detections, Sample
 
 A, B, C, FAR = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10), (80, 80, 90, 90)
 

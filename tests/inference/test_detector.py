@@ -336,7 +336,7 @@ import sys, warnings
 import numpy as np, torch
 from fastrcnn.data.loader import collate
 from fastrcnn.data.dataset import Example
-from fastrcnn.samples import Sample, View
+from fastrcnn.structures import Sample, View
 from pathlib import Path
 warnings.simplefilter("error")
 image = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)

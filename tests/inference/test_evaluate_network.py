@@ -12,9 +12,8 @@ import torch
 from fastrcnn.inference.evaluate import above_thresholds, evaluate
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, Detections
+from fastrcnn.structures import Batch, Detections, Sample
 
 A, B = (0, 0, 10, 10), (20, 20, 40, 30)
 

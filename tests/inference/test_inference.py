@@ -16,9 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastrcnn.inference import detect as module
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, nearest_level, round_weights, scaled_rois
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, Detections
+from fastrcnn.structures import Batch, Detections, Sample
 
 ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped
 

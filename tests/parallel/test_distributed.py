@@ -32,8 +32,8 @@ from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings, SolverSettings
+from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.run import Settings

@@ -10,7 +10,7 @@ import pytest
 
 from fastrcnn.proposals.fit import SHARES, Outcome, Reading, find_fit
 from fastrcnn.proposals.formats.conventions import CONVENTIONS
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 OWN = CONVENTIONS["xyxy-0-inclusive"]
 Numbers = list[np.ndarray]

@@ -23,8 +23,8 @@ from fastrcnn.proposals import generate, kernel, selective_search
 from fastrcnn.proposals.generate import propose_all
 from fastrcnn.proposals.selective_search import propose, propose_scored, score, spread
 from fastrcnn.proposals.store import ProposalStore
-from fastrcnn.samples import Sample
 from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.structures import Sample
 
 QUICK = SelectiveSearchSettings(side=96, k=[50, 150], min_size=20)
 BUILT = (kernel.thin,) if kernel.library() is not None else ()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastrcnn.report import gallery
 from fastrcnn.report.gallery import Case, choose, cut_out
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 
 def sample(image_id: str, width: int, height: int) -> Sample:

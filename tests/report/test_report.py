@@ -17,8 +17,8 @@ from fastrcnn.evaluation.evaluate import Evaluation, compare, write_results
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import METRICS, ClassDetections
 from fastrcnn.report.report import make_report, page, write_report
-from fastrcnn.samples import Sample
 from fastrcnn.settings import Metric
+from fastrcnn.structures import Sample
 
 HOSTILE = "</script><script>alert('1')</script><img src=x onerror=\"alert(2)\">&amp;'"
 CLASSES = ["cat", "dog"]

@@ -17,7 +17,7 @@ from fastrcnn.evaluation.matches import read
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.report.compare import write_comparison
 from fastrcnn.report.report import write_report
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 HOSTILE = "<script>document.title='broken'<!--\"'&lt;"
 NAMES = [HOSTILE, *(f"kind {k}" for k in range(29))]

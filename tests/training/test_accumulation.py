@@ -19,8 +19,7 @@ from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.samples import Sample
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule
 

@@ -25,9 +25,8 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel.signals import Stop, Stopped
-from fastrcnn.samples import Sample, View
 from fastrcnn.settings import DetectionSettings, SolverSettings
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample, View
 from fastrcnn.training import maps as maps_module
 from fastrcnn.training import run as run_module
 from fastrcnn.training.loop import Schedule

@@ -17,9 +17,8 @@ from fastrcnn.errors import UserError
 from fastrcnn.inference.detect import detect_batch
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import svm
 from fastrcnn.training.svm import (
     PictureFeatures,

@@ -19,9 +19,8 @@ from fastrcnn.inference.detect import detect_batch
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.head import decompose, factored_state
-from fastrcnn.samples import Sample
 from fastrcnn.settings import DetectionSettings, ModelSettings
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample
 from fastrcnn.weights import caffe, export
 from fastrcnn.weights.pixels import CAFFE_MEAN
 from fastrcnn.weights.pretrained import load_pretrained, read_state_dict

@@ -28,7 +28,7 @@ from fastrcnn.data.truth.annotated import Annotated, to_samples
 from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.data.truth.text_files import exists
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 TEST_SHARE = 0.2  # fraction of the images that `divide` assigns to test
 # Names of folders, and words in the names of annotation files, that identify a split, in order of preference.

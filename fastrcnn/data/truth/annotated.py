@@ -12,7 +12,7 @@ import numpy as np
 from fastrcnn.data.truth.problems import Problem, Problems
 from fastrcnn.errors import nearest
 from fastrcnn.names import class_fault
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 Box = tuple[float, float, float, float]
 SHOWN = 20  # maximum number of known classes in a message, and of unknown classes for which one is suggested

@@ -14,7 +14,7 @@ from voc_folder import fingerprint
 from fastrcnn.data.annotations.overview import overview
 from fastrcnn.data.annotations.splits import class_names, divide, find_split, load, read
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 Export = Callable[[Path], None]
 

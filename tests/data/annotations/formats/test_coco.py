@@ -21,7 +21,7 @@ from fastrcnn.data.annotations.formats.coco import coco_classes
 from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
 from fastrcnn.data.truth.problems import Problems
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 CLASSES = ["cat", "dog"]
 

@@ -20,7 +20,7 @@ from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.truth.annotated import Annotated
 from fastrcnn.data.truth.problems import Problems
 from fastrcnn.errors import UserError
-from fastrcnn.samples import Sample
+from fastrcnn.structures import Sample
 
 
 def one(root: Path, file: Path) -> Annotated:
