@@ -1,15 +1,19 @@
-"""Data structures that several modules use. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py)."""
+"""Data structures that several modules use. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py).
+
+This module imports torch only when it is needed, because the processes that generate proposals do without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def _batch(
     samples: list[Sample],
     views: list[View],
 ) -> Batch:
+    import torch
+
     proposals, boxes, labels = ([torch.from_numpy(array) for array in arrays] for arrays in small)
     return Batch(images, torch.from_numpy(sizes), torch.from_numpy(scales), proposals, boxes, labels, samples, views)
 
