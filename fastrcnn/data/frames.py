@@ -119,7 +119,10 @@ def read_sample(sample: Sample) -> np.ndarray:
 
 
 def content_key(sample: Sample) -> bytes:
-    """Return a key for values that are computed from the pixels of a sample. Raises UserError if a file is missing."""
+    """Return a key for values that are computed from the pixels of a sample.
+
+    Raises UserError if a file cannot be read.
+    """
     if sample.tiles:
         places = repr((sample.width, sample.height, [tile.box for tile in sample.tiles]))
         return b"".join([places.encode(), *(content_key(tile.sample) for tile in sample.tiles)])

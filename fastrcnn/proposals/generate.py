@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 
 from fastrcnn.data.frames import content_key, read_sample
-from fastrcnn.data.images import read_image
 from fastrcnn.errors import UserError
 from fastrcnn.files import lock, write_atomically
 from fastrcnn.parallel.launch import cores
@@ -37,7 +36,7 @@ def propose_all(
 ) -> BoxCounts:
     """Generate proposals for all `images`, write the proposal store `store_path`, and return the box counts.
 
-    Of an image, only image_id, path, turn and tiles are used, so `without_objects(image_id, path)` is enough.
+    Objects of the images are not used, so `without_objects(image_id, path, size)` is enough.
     settings: by default SelectiveSearchSettings(). workers: the number of processes, by default one per core. Scripts
     that call this function need `if __name__ == "__main__":`, because worker processes import the script.
     Until the store is complete, the result of each image is kept in a folder next to the store, so that an interrupted
@@ -145,7 +144,7 @@ def _make_one(task: tuple[Sample, Path, SelectiveSearchSettings, str]) -> tuple[
         with suppress(Exception):  # numpy raises various errors for a missing or damaged result
             _load(file)
             return image.image_id, file
-        pixels = read_sample(image) if image.tiles else read_image(image.path, image.turn)
+        pixels = read_sample(image)
         boxes, scores = propose_scored(pixels, settings)
     except UserError as error:
         return image.image_id, str(error)

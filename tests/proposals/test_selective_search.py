@@ -50,7 +50,7 @@ def write(path: Path, image: np.ndarray) -> Path:
 def images(tmp_path: Path) -> list[Sample]:
     folder = tmp_path / "photos ü"
     folder.mkdir()
-    return [without_objects(f"id{n}", write(folder / f"{n}.png", picture(n))) for n in range(5)]
+    return [without_objects(f"id{n}", write(folder / f"{n}.png", picture(n)), (80, 60)) for n in range(5)]
 
 
 @pytest.fixture
@@ -389,7 +389,9 @@ def test_a_second_run_on_the_same_store_is_refused(images: list[Sample], tmp_pat
 def test_however_a_run_ends_no_process_stays_and_its_results_do(
     tmp_path: Path, calls: list[int], how: signal.Signals
 ) -> None:
-    images = [without_objects(f"id{n}", write(tmp_path / f"{n}.png", picture(n, 160, 240))) for n in range(32)]
+    images = [
+        without_objects(f"id{n}", write(tmp_path / f"{n}.png", picture(n, 160, 240)), (240, 160)) for n in range(32)
+    ]
     settings = SelectiveSearchSettings(side=240, k=[25])
     code = (
         "import signal, sys, time; from pathlib import Path; from fastrcnn.proposals.generate import *\n"
@@ -402,7 +404,7 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
         "generate.progress = halting\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background begin by ignoring it
         "folder = Path(sys.argv[1]); \n"
-        "images = [without_objects(f'id{n}', folder / f'{n}.png') for n in range(32)]\n"
+        "images = [without_objects(f'id{n}', folder / f'{n}.png', (240, 160)) for n in range(32)]\n"
         "propose_all(images, folder / 's.proposals', SelectiveSearchSettings(side=240, k=[25]), workers=2)"
     )
     run = subprocess.Popen(
