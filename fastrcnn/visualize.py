@@ -146,7 +146,8 @@ def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -
         for box, label in zip((batch.boxes[i] * scale).tolist(), batch.labels[i].tolist(), strict=True):
             draw.rectangle(_inclusive(box), outline=colour_of(label), width=3)
         caption = np.zeros((CAPTION, width, 3), np.uint8)
-        name = lettering(batch.samples[i].path.name, 11)[: CAPTION - 6, : max(0, width - 6)]
+        sample = batch.samples[i]
+        name = lettering(sample.image_id if sample.tiles else sample.path.name, 11)[: CAPTION - 6, : max(0, width - 6)]
         caption[3 : 3 + name.shape[0], 3 : 3 + name.shape[1]] = name[:, :, None]
         tiles.append(np.concatenate((np.asarray(canvas), caption)))
     sheet = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles), 3), np.uint8)

@@ -128,7 +128,8 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
     else:
         path = proposal_path(config, pictures, name)
         if distributed.any_of(not path.exists()):
-            log.info("Generating proposals for %d images by selective search: %s", len(pictures), path)
+            kind = "mosaics" if all(s.tiles for s in pictures) else "images"
+            log.info("Generating proposals for %d %s by selective search: %s", len(pictures), kind, path)
             make_or_await(config, pictures, path)
     store = ProposalStore(path)
     if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
@@ -226,12 +227,12 @@ def with_mosaics(config: DataConfig, train_set: DetectionDataset) -> DetectionDa
     mosaics are added if data.proposals is set.
     """
     images = train_set.samples
-    made = mosaics(images, round(config.mosaics * len(images)))
-    if not made:
+    if not config.mosaics:
         return train_set
     if config.proposals is not None:
-        log.info("data.mosaics: no mosaics are added, because data.proposals does not contain proposals for mosaics")
+        log.warning("data.mosaics: no mosaics are added, because data.proposals does not contain proposals for mosaics")
         return train_set
+    made = mosaics(images, max(1, round(config.mosaics * len(images))))
     _, boxes = proposals(config, made, f"{split_name(config.train)}-mosaics")
     either = partial(_from_either, train_set.proposals, boxes, frozenset(mosaic.image_id for mosaic in made))
     return replace(train_set, samples=[*images, *made], proposals=either)

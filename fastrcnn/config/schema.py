@@ -100,8 +100,8 @@ class DataConfig:
     )
     mosaics: float = key(
         0.0,
-        "number of mosaics per training image, which are added to the training images; a mosaic consists of four of "
-        "them at about half size",
+        "number of mosaics to add per training image; each consists of four training images, scaled to fit its "
+        "corners; none are added with data.proposals",
         least=0,
         most=10,
     )

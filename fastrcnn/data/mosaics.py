@@ -24,7 +24,7 @@ def mosaics(samples: Sequence[Sample], number: int) -> list[Sample]:
     corners, with their aspect ratios, and touch the point where the corners meet. If `number` is at most the number of
     samples, no two mosaics have the same first image.
     """
-    rng = np.random.default_rng(0)  # not the seed of the run, so that all runs can share feature maps
+    rng = np.random.default_rng(0)  # not the seed of the run, so that all runs share the proposals
     order = rng.permutation(len(samples))
     found = []
     for i in range(number):

@@ -13,11 +13,12 @@ from fastrcnn.names import code_span
 def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the training record (see Description) of a run with the configuration `config`.
 
-    step: number of training steps. counts: the number of training `images`, and of `objects` by class, if known.
+    step: number of training steps. counts: the number of training `images`, of `mosaics` if there are any, and of
+    `objects` by class. All of them can be missing.
     """
     data, recipe = _data(config["data"], counts), []
     if "solver" in config:
-        recipe = _recipe(config, step, counts.get("images"))
+        recipe = _recipe(config, step, counts)
     given = config["data"]["proposals"]
     known = {} if given is None else {"proposals": Path(given).name}
     return {**counts, **known, "data": data, "recipe": recipe}
@@ -54,7 +55,8 @@ def _data(data: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[str]:
+def _recipe(config: Mapping[str, Any], step: int, counts: Mapping[str, Any]) -> list[str]:
+    mosaics = counts.get("mosaics", 0)
     data, solver, model = config["data"], config["solver"], config["model"]
     batch = solver["images_per_batch"] * solver["accumulate"]
     steps = (
@@ -62,9 +64,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         f"{_number(solver['rois_per_image'], 'RoI')} per image, of which up to {100 * solver['fg_fraction']:g} % are "
         "foreground"
     )
-    if images:
-        epoch = images + round(data["mosaics"] * images)
-        steps += f"; {step * batch / epoch:.1f} epochs"
+    if images := counts.get("images"):
+        steps += f"; {step * batch / (images + mosaics):.1f} epochs"
     if solver["schedule"] == "cosine":
         falls = "cosine decay"
     elif not solver["lr_steps"]:
@@ -79,8 +80,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         changes.append(f"contrast and brightness changed by up to {100 * data['colour']:g} %")
     if data["crop"]:
         changes.append(f"{100 * data['crop']:g} % of the images cropped at random")
-    if data["mosaics"]:
-        changes.append(f"mosaics of four images added ({data['mosaics']:g} per image)")
+    if mosaics:
+        changes.append(f"{_number(mosaics, 'mosaic')} of four images added")
     limit = "" if solver["clip_gradients"] is None else f" Maximum gradient norm: {solver['clip_gradients']:g}."
     sides = ", ".join(map(str, data["short_sides"]))
     lines = [

@@ -36,7 +36,7 @@ def propose_all(
 ) -> BoxCounts:
     """Generate proposals for all `images`, write the proposal store `store_path`, and return the box counts.
 
-    Objects of the images are not used, so `without_objects(image_id, path, size)` is enough.
+    The objects of the images are not used, so `without_objects(image_id, path, size)` is enough; `size` is required.
     settings: by default SelectiveSearchSettings(). workers: the number of processes, by default one per core. Scripts
     that call this function need `if __name__ == "__main__":`, because worker processes import the script.
     Until the store is complete, the result of each image is kept in a folder next to the store, so that an interrupted

@@ -47,9 +47,7 @@ def initialise(
             "regression targets to normalise them"
         )
     else:
-        log.info(
-            "Computing the mean and standard deviation of the regression targets (%d training images)", len(images)
-        )
+        log.info("Computing the mean and standard deviation of the regression targets of the training images")
     pairs = (images.truth_and_proposals(i) for i in range(len(images)))
     mean, std = delta_statistics(pairs, model.num_classes, fg_iou, images.augmentation.flip, agnostic)
     if known:

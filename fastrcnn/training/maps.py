@@ -173,8 +173,9 @@ class Maps:
         halves = [m[0].to("cpu", self.kept_as).contiguous() for m in maps]
         if not all(bool(m.isfinite().all()) for m in halves):
             kind = str(self.kept_as).removeprefix("torch.")
+            name = sample.image_id if sample.tiles else sample.path
             raise UserError(
-                f"{sample.path}: the frozen layers compute values that {kind} cannot represent. Set runtime.cache=0 to "
+                f"{name}: the frozen layers compute values that {kind} cannot represent. Set runtime.cache=0 to "
                 "train without cached feature maps."
             )
         return halves

@@ -368,14 +368,16 @@ class TrainingRun:
         return described | {"record": self.trained_on(), "model": self.model.state_dict()}
 
     def trained_on(self) -> dict[str, Any]:
-        """Return the number of training images, the number of objects per class, and the best score threshold.
+        """Return the number of training images, of mosaics and of objects per class, and the best score threshold.
 
-        Mosaics are not counted.
+        The objects are those of the images, and not those of the mosaics again.
         """
         images = [s for s in self.train_set.samples if not s.tiles]
         labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in images)])
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
-        known = {} if self.threshold is None else {"draw_threshold": self.threshold}
+        known: dict[str, Any] = {} if self.threshold is None else {"draw_threshold": self.threshold}
+        if made := len(self.train_set) - len(images):
+            known["mosaics"] = made
         return {"images": len(images), "objects": dict(zip(self.names, counts.tolist(), strict=True))} | known
 
     def save(self, step: int) -> None:

@@ -352,11 +352,12 @@ def test_mosaics_get_proposals_of_their_own(
     np.testing.assert_array_equal(data.proposal_boxes(1), plain.proposal_boxes(1))
     stores = (tiny.root.parent / "cache").glob("*.proposals")
     assert sorted(store.name.rpartition("-")[0] for store in stores) == ["custom-trainval", "custom-trainval-mosaics"]
+    assert len(training_set(replace(config, mosaics=0.1), ["cat", "dog"])) == 3  # not 0.1 * 2 = 0 mosaics
     monkeypatch.setattr(datasets, "propose_all", None)  # may not be called again
     again = pickle.loads(pickle.dumps(training_set(config, ["cat", "dog"])))  # as a worker gets it
     np.testing.assert_array_equal(again.proposal_boxes(4), data.proposal_boxes(4))
     (given,) = (tiny.root.parent / "cache").glob("custom-trainval-[!m]*")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         without = training_set(replace(config, proposals=str(given)), ["cat", "dog"])
     assert len(without) == 2
     assert "no mosaics are added, because data.proposals does not contain" in caplog.text

@@ -40,8 +40,19 @@ def test_the_demo() -> None:
 
 def test_an_epoch_contains_the_mosaics() -> None:
     """1200 * 4 / (350 + 175) = 9.14."""
-    found = record(["experiment=demo", "data.mosaics=0.5"], 1200, {"images": 350})
+    found = record(["experiment=demo", "data.mosaics=0.5"], 1200, {"images": 350, "mosaics": 175})
     assert "; 9.1 epochs." in found["recipe"][2]
+    assert (
+        found["recipe"][-1]
+        == "Augmentation: half of the images flipped horizontally, 175 mosaics of four images added."
+    )
+
+
+def test_mosaics_that_were_not_added_are_not_mentioned() -> None:
+    """With data.proposals, none are added. 1200 * 4 / 350 = 13.71."""
+    found = record(["experiment=demo", "data.mosaics=0.5", "data.proposals=a.proposals"], 1200, {"images": 350})
+    assert "; 13.7 epochs." in found["recipe"][2]
+    assert found["recipe"][-1] == "Augmentation: half of the images flipped horizontally."
 
 
 @pytest.mark.parametrize(
@@ -58,7 +69,6 @@ def test_an_epoch_contains_the_mosaics() -> None:
         (["model.fc6_rank=5"], "Compressed layers: fc6 with rank 5."),
         (["data.flip=false"], "Augmentation: none."),
         (["data.crop=0.25"], "half of the images flipped horizontally, 25 % of the images cropped at random."),
-        (["data.mosaics=0.5"], "flipped horizontally, mosaics of four images added (0.5 per image)."),
         (["solver.clip_gradients=2.5"], "Dropout: 0.5. Maximum gradient norm: 2.5."),
         (
             ["data.proposals=/home/someone/mcg.proposals"],
