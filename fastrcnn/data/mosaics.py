@@ -1,4 +1,4 @@
-"""Mosaics: additional training images, each of which consists of four training images at about half size.
+"""Mosaics: additional training images, each of which consists of four training images in its corners.
 
 A mosaic is a Sample with `tiles`. It is not stored in a file: `read_sample` reads its four images and draws it. The
 same images always give the same mosaics, so their feature maps can be cached like those of other images.
