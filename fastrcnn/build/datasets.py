@@ -128,7 +128,7 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
     else:
         path = proposal_path(config, pictures, name)
         if distributed.any_of(not path.exists()):
-            kind = "mosaics" if all(s.tiles for s in pictures) else "images"
+            kind = "mosaics" if any(s.tiles for s in pictures) else "images"
             log.info("Generating proposals for %d %s by selective search: %s", len(pictures), kind, path)
             make_or_await(config, pictures, path)
     store = ProposalStore(path)
@@ -230,7 +230,10 @@ def with_mosaics(config: DataConfig, train_set: DetectionDataset) -> DetectionDa
     if not config.mosaics:
         return train_set
     if config.proposals is not None:
-        log.warning("data.mosaics: no mosaics are added, because data.proposals does not contain proposals for mosaics")
+        log.warning(
+            "data.mosaics: no mosaics are added, because data.proposals does not contain proposals for mosaics. To "
+            "train on mosaics, omit data.proposals. To hide this warning, set data.mosaics=0"
+        )
         return train_set
     made = mosaics(images, max(1, round(config.mosaics * len(images))))
     _, boxes = proposals(config, made, f"{split_name(config.train)}-mosaics")
