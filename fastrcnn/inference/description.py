@@ -28,9 +28,10 @@ class Description:
     config: the training configuration by group, without local paths.
     metrics: evaluation results by split, with keys of metrics.json.
     record: the training record. All keys are optional. `data`, `recipe`: lists of sentences, see deploy/recipe.py.
-        `images`: number of training images. `objects`: number of training objects by class. `proposals`: name of the
-        proposal file, if training used one. `precision`: dtype that the weights were rounded to. `draw_threshold`:
-        score threshold with the best F1 in the evaluation that selected the checkpoint.
+        `images`, `mosaics`: numbers of training images and of mosaics of them. `objects`: number of training objects
+        by class, without mosaics. `proposals`: name of the proposal file, if training used one. `precision`: dtype
+        that the weights were rounded to. `draw_threshold`: score threshold with the best F1 in the evaluation that
+        selected the checkpoint.
     """
 
     classes: tuple[str, ...]
@@ -121,6 +122,7 @@ def sound_record(record: Any) -> bool:
         "data",
         "recipe",
         "images",
+        "mosaics",
         "objects",
         "proposals",
         "precision",
@@ -131,7 +133,7 @@ def sound_record(record: Any) -> bool:
     counts = record.get("objects", {})
     return (
         all(type(part) is list and all(type(line) is str for line in part) for part in lines)
-        and type(record.get("images", 0)) is int
+        and type(record.get("images", 0)) is type(record.get("mosaics", 0)) is int
         and type(threshold := record.get("draw_threshold", 0.0)) is float
         and math.isfinite(threshold)
         and type(counts) is dict

@@ -74,6 +74,7 @@ def test_a_head_is_trained_on_kept_maps_of_the_weights_given(
     content = torch.load(in_order(Path("run/checkpoints"))[-1])
     made = {"mosaics": 2} if mosaics else {}
     assert content["record"] == {"images": 2, **made, "objects": {"cat": 1, "dog": 2}}
+    assert call("eval", "checkpoint=run", f"data.root={tiny.root}")[0] == 0
     saved = content["model"]
     for name, value in torch.load(convolutions).items():
         assert torch.equal(saved[name], value), name
