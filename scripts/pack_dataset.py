@@ -5,14 +5,13 @@
         --weights VGG16.safetensors --megabytes 250
     python scripts/pack_dataset.py unpack PACK FOLDER
 
-Packing is lossy: images are encoded again as WebP, with the highest quality that fits into --megabytes. The boxes of
-proposals are rounded to integers, their scores are omitted, and weights are converted to float16. At quality 29 (16 KB
-per image), a detector that was trained on original images had a lower AP on the packed test images: 0.533 instead of
-0.577 (558 images of VOC2007, one class). The pack consists of zip files of at most --part megabytes and of parts.json
-with their SHA-256 digests. A megabyte is 1,000,000 bytes.
+Packing is lossy: images are encoded again as AVIF, with the highest quality that fits into --megabytes. The boxes of
+proposals are rounded to integers and sorted, their scores are omitted, and weights are converted to float16. BENCHMARKS.md
+has the AP that this costs. The pack consists of zip files of at most --part megabytes and of parts.json with their
+SHA-256 digests. A megabyte is 1,000,000 bytes.
 
-`unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007, FOLDER/VOC2007.proposals (a store with the proposals of
-all images) and FOLDER/VGG16.safetensors.
+`unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007 with the images as BMP files (5.4 GB for VOC2007),
+FOLDER/VOC2007.proposals (a store with the proposals of all images) and FOLDER/VGG16.safetensors.
 """
 
 from __future__ import annotations
@@ -45,12 +44,13 @@ from fastrcnn.weights import safetensors_files
 Member = tuple[str, bytes]  # name and content of a file in a part
 
 MB = 1_000_000
-HEADERS = 300  # bytes that a zip file adds to a member: the member's name, twice, and its properties
+HEADERS, END = 76, 22  # bytes that a zip file adds to a member, besides its name, twice; and at the end of the file
 LISTS = "lists-and-annotations.tar.xz"
 INDEX = "parts.json"
 CHUNK = 500  # images per member with proposals
 TRIED = 200  # images on which the quality is chosen
-AHEAD = 16  # images that are encoded ahead, per group
+AHEAD = 16  # images that are encoded or decoded ahead, per group
+SPEED = 6  # of the AVIF encoder, 0 (slowest) to 10. 5 takes four times as long for 0.3 dB
 
 
 def pack(root: Path, out: Path, options: argparse.Namespace) -> str:
@@ -58,13 +58,14 @@ def pack(root: Path, out: Path, options: argparse.Namespace) -> str:
 
     Raises UserError if an image or a proposal is missing, or if the pack cannot be as small as required.
     """
+    refuse_without_avif()
     splits = {name: spaced(read_split(root, name), options.limit) for name in options.splits}
     ids = list(dict.fromkeys(i for of_split in splits.values() for i in of_split))
     small = [(LISTS, lists_and_annotations(root, splits))]
     small += [half_precision(path) for path in options.weights]
     if options.proposals:
         small += packed_proposals(options.proposals, ids, options.max_proposals)
-    budget = options.megabytes * MB - sum(len(content) + HEADERS for _, content in small) - HEADERS * len(ids)
+    budget = options.megabytes * MB - sum(map(size_in_part, small))
     if budget <= 0:
         raise UserError(
             f"--megabytes {options.megabytes}: the lists, proposals and weights alone need more. Increase it."
@@ -72,11 +73,17 @@ def pack(root: Path, out: Path, options: argparse.Namespace) -> str:
     images, quality = within(budget, root, ids)
     with write_folder(out, replace=False) as folder:
         written = write_parts([*small, *images], folder, int(options.part * MB))
-        index = {"name": root.name, "splits": options.splits, "webp_quality": quality, "parts": written}
+        index = {
+            "name": root.name,
+            "splits": options.splits,
+            "images": len(ids),
+            "avif_quality": quality,
+            "parts": written,
+        }
         replace_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     sizes = [part["bytes"] for part in written.values()]
     return (
-        f"{out}: {len(ids)} images (WebP, quality {quality}) in {len(sizes)} part(s) of at most {max(sizes) / MB:.1f} "
+        f"{out}: {len(ids)} images (AVIF, quality {quality}) in {len(sizes)} part(s) of at most {max(sizes) / MB:.1f} "
         f"MB, {sum(sizes) / MB:.1f} MB in total. Unpack with: python scripts/pack_dataset.py unpack {out} FOLDER"
     )
 
@@ -116,23 +123,39 @@ def half_precision(path: Path) -> Member:
 
 
 def packed_proposals(paths: Sequence[Path], ids: Sequence[str], limit: int) -> Iterator[Member]:
-    """Yield the first `limit` proposals of each image as compressed integers. Every image must be in a store."""
+    """Yield the first `limit` proposals of each image as compressed integers. Every image must be in a store.
+
+    The boxes are sorted, and x1 is stored as the difference from the previous box, and x2 and y2 as width and height.
+    With the bytes arranged by their position in a box, they need 2.9 KB per image instead of 3.9.
+    """
     stores = [ProposalStore(path) for path in paths]
     owners = {i: store for store in stores for i in ids if i in store}
     if missing := [i for i in ids if i not in owners]:
         raise UserError(f"The stores have no proposals for {len(missing)} image(s), such as '{missing[0]}'.")
     for n in range(0, len(ids), CHUNK):
         chunk = ids[n : n + CHUNK]
-        boxes = [np.rint(owners[i].boxes(i)[:limit]).astype("<u2") for i in chunk]
+        boxes = [differences(np.rint(owners[i].boxes(i)[:limit]).astype(np.int64)) for i in chunk]
         arrays = {
             "ids": np.array([i.encode() for i in chunk]),
             "sizes": np.array([owners[i].size(i) for i in chunk], "<i4"),  # (N, 2) height and width
             "counts": np.array([len(b) for b in boxes], "<i4"),
-            "boxes": np.concatenate(boxes),
+            "boxes": np.concatenate(boxes).astype("<u2").view(np.uint8).T.copy(),  # (8, K)
         }
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         yield f"proposals/{n:06d}.npz.xz", lzma.compress(buffer.getvalue(), preset=9)
+
+
+def differences(boxes: np.ndarray) -> np.ndarray:
+    """Sort boxes (P, 4) and return x1 minus the x1 of the previous box, y1, width and height. See `restored`."""
+    ordered = boxes[np.lexsort(boxes.T[::-1])]
+    return np.stack([np.diff(ordered[:, 0], prepend=0), ordered[:, 1], *(ordered[:, 2:] - ordered[:, :2]).T], axis=1)
+
+
+def restored(rows: np.ndarray) -> np.ndarray:
+    """Return the sorted boxes (P, 4) of which `differences` returned the rows (P, 4)."""
+    corners = np.stack([rows[:, 0].cumsum(), rows[:, 1]], axis=1)
+    return np.concatenate([corners, corners + rows[:, 2:]], axis=1)
 
 
 def within(budget: float, root: Path, ids: Sequence[str]) -> tuple[list[Member], int]:
@@ -141,18 +164,19 @@ def within(budget: float, root: Path, ids: Sequence[str]) -> tuple[list[Member],
     low, high = 1, 95  # low is assumed to fit
     while low < high:
         middle = (low + high + 1) // 2
-        size = sum(len(content) for _, content in encoded(root, tried, middle))
+        images = list(progress(encoded(root, tried, middle), len(tried), f"Trying quality {middle}"))
+        size = sum(map(size_in_part, images))
         low, high = (middle, high) if size / len(tried) * len(ids) <= budget else (low, middle - 1)
     for quality in range(low, 0, -1):
         work = progress(encoded(root, ids, quality), len(ids), f"Encoding with quality {quality}")
         images = list(work)
-        if sum(len(content) for _, content in images) <= budget:
+        if sum(map(size_in_part, images)) <= budget:
             return images, quality
-    raise UserError(f"The images do not fit into {budget / MB:.1f} MB, even with WebP quality 1. Increase --megabytes.")
+    raise UserError(f"The images do not fit into {budget / MB:.1f} MB, even with AVIF quality 1. Increase --megabytes.")
 
 
 def encoded(root: Path, ids: Iterable[str], quality: int) -> Iterator[Member]:
-    """Yield the images as WebP files, in the order of the ids."""
+    """Yield the images as AVIF files, in the order of the ids."""
     for future in ahead(partial(_encode, root, quality), ids, AHEAD):
         yield future.result()
 
@@ -163,22 +187,28 @@ def _encode(root: Path, quality: int, image_id: str) -> Member:
         raise UserError(f"{root}: image '{image_id}' has no image file.")
     image, stored = decode_stored(read_bytes(paths[0]), paths[0])
     if stored.orientation != 1:
-        raise UserError(f"{paths[0]}: the image has EXIF orientation {stored.orientation}, which WebP would lose.")
-    _, content = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, quality])
-    return f"JPEGImages/{image_id}.webp", content.tobytes()
+        raise UserError(f"{paths[0]}: the image has EXIF orientation {stored.orientation}, which AVIF would lose.")
+    settings = [cv2.IMWRITE_AVIF_QUALITY, quality, cv2.IMWRITE_AVIF_SPEED, SPEED]
+    _, content = cv2.imencode(".avif", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    return f"JPEGImages/{image_id}.avif", content.tobytes()
+
+
+def size_in_part(member: Member) -> int:
+    """Return the number of bytes that a member adds to a part."""
+    return len(member[1]) + 2 * len(member[0]) + HEADERS
 
 
 def write_parts(members: Iterable[Member], folder: Path, limit: int) -> dict[str, dict[str, str | int]]:
     """Write the members to zip files of at most `limit` bytes. Return the size and the digest of each file."""
     groups: list[list[Member]] = [[]]
-    size = 0
+    size = END
     for member in members:
-        needed = len(member[1]) + HEADERS
-        if needed > limit:
+        needed = size_in_part(member)
+        if END + needed > limit:
             raise UserError(f"{member[0]}: {needed / MB:.1f} MB do not fit into a part. Increase --part.")
         if size + needed > limit:
             groups.append([])
-            size = 0
+            size = END
         groups[-1].append(member)
         size += needed
     written: dict[str, dict[str, str | int]] = {}
@@ -200,37 +230,69 @@ def unpack(packed: Path, folder: Path) -> str:
             raise UserError(f"{path}: this part is missing. Copy all parts that {INDEX} lists to {packed}.")
         if digest(path) != part["sha256"]:
             raise UserError(f"{path}: the part is damaged, because its SHA-256 digest is wrong. Copy it again.")
+    refuse_without_avif()
     proposals: list[bytes] = []
     files: list[str] = []
     with write_folder(folder, replace=False) as out:
         root = out / "VOCdevkit" / index["name"]
-        for name in index["parts"]:
-            with zipfile.ZipFile(packed / name) as archive:
-                for member in archive.namelist():
-                    kind, _, rest = member.partition("/")
-                    if kind == "proposals":
-                        proposals.append(archive.read(member))
-                    elif kind == "weights":
-                        files.append(rest)
-                        (out / Path(rest).name).write_bytes(archive.read(member))
-                    elif member == LISTS:
-                        with tarfile.open(fileobj=io.BytesIO(archive.read(member))) as lists:
-                            lists.extractall(root, filter="data")
-                    else:
-                        archive.extract(member, root)
+        (root / "JPEGImages").mkdir(parents=True)
+
+        def images() -> Iterator[Member]:
+            for member, content in members(packed / name for name in index["parts"]):
+                kind, _, rest = member.partition("/")
+                if kind == "proposals":
+                    proposals.append(content)
+                elif kind == "weights":
+                    files.append(rest)
+                    (out / Path(rest).name).write_bytes(content)
+                elif member == LISTS:
+                    with tarfile.open(fileobj=io.BytesIO(content)) as lists:
+                        lists.extractall(root, filter="data")
+                else:
+                    yield member, content
+
+        for written in progress(ahead(partial(_decode, root), images(), AHEAD), index["images"], "Decoding"):
+            written.result()
         if proposals:
             files.append(f"{index['name']}.proposals")
             write_store(out / files[-1], unpacked_proposals(proposals), "unpacked", {"rounded": True})
     return f"{folder / 'VOCdevkit'}: {index['name']}, splits {', '.join(index['splits'])}; {', '.join(files)}"
 
 
+def members(parts: Iterable[Path]) -> Iterator[Member]:
+    for part in parts:
+        with zipfile.ZipFile(part) as archive:
+            for name in archive.namelist():
+                yield name, archive.read(name)
+
+
+def _decode(root: Path, image: Member) -> None:
+    """Write an AVIF image as a BMP file, because a data set cannot contain AVIF files and BMP is fastest to write."""
+    name, content = image
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise UserError(f"{name}: OpenCV {cv2.__version__} cannot decode this AVIF file. Install a later release.")
+    _, bitmap = cv2.imencode(".bmp", pixels)
+    (root / name).with_suffix(".bmp").write_bytes(bitmap.tobytes())
+
+
+def refuse_without_avif() -> None:
+    """Raise UserError if OpenCV cannot read and write AVIF files."""
+    if not cv2.haveImageWriter("image.avif"):
+        raise UserError(
+            f"OpenCV {cv2.__version__} was built without AVIF. Install opencv-contrib-python-headless 4.12 or later "
+            "from PyPI."
+        )
+
+
 def unpacked_proposals(chunks: Iterable[bytes]) -> Iterator[ImageProposals]:
     for chunk in chunks:
         with np.load(io.BytesIO(lzma.decompress(chunk))) as arrays:
-            ids, sizes, counts, boxes = (arrays[name] for name in ("ids", "sizes", "counts", "boxes"))
+            ids, sizes, counts, planes = (arrays[name] for name in ("ids", "sizes", "counts", "boxes"))
+        rows = np.ascontiguousarray(planes.T).view("<u2").astype(np.float32)
         ends = np.cumsum(counts)
         for image_id, (height, width), end, count in zip(ids, sizes.tolist(), ends, counts, strict=True):
-            yield ImageProposals(image_id.decode(), height, width, boxes[end - count : end].astype(np.float32))
+            yield ImageProposals(image_id.decode(), height, width, restored(rows[end - count : end]))
 
 
 def main() -> None:
