@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,8 +173,23 @@ class Loader(DataLoader):
             raise
         finally:
             if not ended:  # the dead worker can have held a lock that the others would wait for forever
+                _stop_pinning(iterator)
                 for process in own:
                     process.kill()
+
+
+def _stop_pinning(iterator: Any) -> None:
+    """End the thread that copies batches to pinned memory, if there is one. Call this before workers are killed.
+
+    The thread waits forever for the rest of a message whose sender was killed, and DataLoader waits for the thread. If
+    a worker died in the middle of a message, the thread cannot be ended, and is left to the end of the process.
+    """
+    if hasattr(iterator, "_pin_memory_thread"):
+        iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.cancel_join_thread()
+        iterator._worker_result_queue.put((None, None))  # wakes the thread
+        iterator._pin_memory_thread.join(10.0)
+        del iterator._pin_memory_thread  # DataLoader would wait for it without a time limit
 
 
 def _dead(processes: Sequence[BaseProcess], within: float) -> list[BaseProcess]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections import Counter
 from itertools import islice
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
@@ -213,3 +215,34 @@ def test_a_worker_whose_pipe_closes_before_it_has_ended_is_waited_for(
     with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
         next(batches)
     assert min(waited) >= PATIENT
+
+
+def test_the_thread_that_pins_memory_ends_before_workers_are_killed(
+    data: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait forever for the rest of a message of a killed worker. The thread is real, pinning is a copy."""
+    for name, value in {
+        "is_available": True,
+        "current_accelerator": torch.device("cpu"),
+        "set_device_index": None,
+        "current_device_index": 0,
+    }.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: batch)
+    others = set(threading.enumerate())
+
+    def threads() -> int:  # without those that write to queues
+        return len({t for t in threading.enumerate() if "Queue" not in t.name} - others)
+
+    at_kill, kill = [], BaseProcess.kill
+
+    def watched(process: BaseProcess) -> None:
+        at_kill.append(threads())
+        kill(process)
+
+    monkeypatch.setattr(BaseProcess, "kill", watched)
+    batches = iter(training_loader(data, 2, workers=2, pin_memory=True))
+    next(batches)
+    assert threads() == 1
+    batches.close()
+    assert at_kill == [0, 0]
