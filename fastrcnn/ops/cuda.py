@@ -168,6 +168,9 @@ def nvrtc() -> ctypes.CDLL | None:
     name = f"libnvrtc.so.{major}"
     site = Path(torch.__file__).parent.parent
     wheels = [site / "nvidia" / f"cu{major}" / "lib" / name, site / "nvidia" / "cuda_nvrtc" / "lib" / name]
+    for wheel in wheels:  # NVRTC loads its builtins by name when it compiles, and some releases do not find them
+        for builtins in wheel.parent.glob("libnvrtc-builtins.so.*"):
+            _first_library(str(builtins))
     return _first_library(*(str(w) for w in wheels if w.exists()), name)
 
 

@@ -5,6 +5,7 @@ That the source computes the right numbers is shown without a GPU too, by the ba
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert cuda.cached_kernel(source, "sm_80", ["VALUE=1"])[:4] == b"\x7fELF"
+
+
+def test_the_compilers_builtins_are_loaded_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVRTC 13.0's wheel does not tell the loader where they are. Then nothing compiles unless they are loaded."""
+    folder = tmp_path / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    for name in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.0"):
+        (folder / name).touch()
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    opened: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: opened.append(Path(path).name))
+    cuda.nvrtc.__wrapped__()
+    assert opened[:2] == ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"]
 
 
 def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
