@@ -36,8 +36,8 @@ from fastrcnn.ops.reference import VARIANTS
 
 SANITIZER_SECONDS = 40
 # Without the options and fixtures of the complete test suite, which need additional packages.
-OPTIONS = ("-o", "addopts=", "-p", "no:cacheprovider", "--noconftest", "-q", "-m", "gpu")
-TESTS = ("tests/test_gpu.py", "tests/ops/test_cuda.py")
+OPTIONS = ("-o", "addopts=", "-o", "timeout=60", "-p", "no:cacheprovider", "--noconftest", "-q", "-m", "gpu")
+TESTS = ("tests/test_gpu.py", "tests/ops/test_cuda.py", "tests/ops/test_nms.py")
 NO_TESTS = 5  # pytest's exit status if no test was selected
 
 
@@ -183,9 +183,10 @@ def main() -> None:
         print(f"\n{len(failed)} case(s) failed. The first:\n{failed[0][1]}", flush=True)
         if options.case is None and device.type == "cuda":
             print(sanitize(failed[0][0]), flush=True)
-    tests = (
-        0 if options.case is not None else subprocess.run([sys.executable, "-m", "pytest", *OPTIONS, *TESTS]).returncode
-    )
+    tests = 0
+    if options.case is None:
+        environment = {name: value for name, value in os.environ.items() if name != "CUDA_LAUNCH_BLOCKING"}
+        tests = subprocess.run([sys.executable, "-m", "pytest", *OPTIONS, *TESTS], env=environment).returncode
     sys.exit(bool(failed) or tests not in (0, NO_TESTS))
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from . import torchvision_backend  # noqa: F401  loads torchvision's kernel
 from .arguments import also_called, check_device, check_tensor, is_int, plain
 
+AT_ONCE = 20_000  # maximum number of boxes in one call for several groups; its memory use is quadratic
+
 torch.library.define("fastrcnn::nms", "(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor")
 
 
@@ -45,15 +47,32 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
     boxes, scores = boxes.float(), scores.float()
     # torchvision's kernel tests float32 IoUs for >. With the next smaller float32, this is >= iou_threshold.
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
+    one_call = boxes.is_cuda and len(boxes) <= AT_ONCE
+    keep = (together if one_call else one_by_one)(boxes, scores, groups, threshold)
+    keep = keep.sort().values  # for equal scores, the earlier box comes first
+    return keep[scores[keep].sort(descending=True, stable=True).indices]
+
+
+def one_by_one(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Return the indices (M,) of the boxes that remain, in any order, with one call of the kernel for each group."""
     order = groups.argsort(stable=True)  # members of a group are adjacent, so one synchronisation finds all groups
     sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
     parts = (t.split(sizes) for t in (order, boxes[order], scores[order]))
     theirs = torch.ops.torchvision.nms
     kept = [members[theirs(own, own_scores, threshold)] for members, own, own_scores in zip(*parts, strict=True)]
-    if not sizes:
-        return groups.new_zeros((0,), dtype=torch.int64)
-    keep = torch.cat(kept).sort().values  # for equal scores, the earlier box comes first
-    return keep[scores[keep].sort(descending=True, stable=True).indices]
+    return torch.cat(kept) if kept else groups.new_zeros((0,), dtype=torch.int64)
+
+
+def together(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Return the same indices, in any order, with one call of the kernel for all groups.
+
+    The groups are moved apart, in float64, so that their boxes do not overlap. On a GPU, a call takes longer to start
+    than to run. The result can differ from `one_by_one` only if an IoU is within rounding errors of the threshold.
+    """
+    number = groups.unique(return_inverse=True)[1]
+    wide = boxes.double()
+    extent = wide.nan_to_num(0.0, 0.0, 0.0).abs().sum(dim=1).amax() * 2 + 1 if len(boxes) else 0.0
+    return torch.ops.torchvision.nms(wide + (number * extent)[:, None], scores.double(), threshold)
 
 
 torch.library.impl("fastrcnn::nms", "CompositeExplicitAutograd", suppress)

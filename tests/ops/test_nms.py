@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastrcnn.ops import batched_nms, nms
-from fastrcnn.ops.nms import suppress
+from fastrcnn.ops.nms import one_by_one, suppress, together
 
 
 def by_hand(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:
@@ -59,6 +59,34 @@ def test_groups_do_not_touch_and_the_best_comes_first() -> None:
     boxes = torch.tensor([[0, 0, 9, 9.0]]).repeat(4, 1)
     kept = batched_nms(boxes, torch.tensor([0.1, 0.7, 0.4, 0.4]), torch.tensor([1, 0, 1, 2]), 0.5)
     assert kept.tolist() == [1, 2, 3]
+
+
+def test_one_call_for_all_groups_keeps_the_same_boxes() -> None:
+    """This is the GPU's way. The same boxes are in several groups, so groups that touched would suppress them."""
+    g = torch.Generator().manual_seed(0)
+    names = torch.tensor([-5, 7, 10**12])
+    for scale in (0.01, 1, 1e5):
+        corners = torch.rand(60, 2, generator=g) * 60 - 20
+        boxes = torch.cat([corners, corners + 5 + torch.rand(60, 2, generator=g) * 30], 1) * scale
+        boxes = torch.cat([boxes, boxes, torch.tensor([[float("nan")] * 4, [0, 0, float("inf"), 5]])])
+        scores, groups = torch.rand(122, generator=g), names[torch.randint(3, (122,), generator=g)]
+        kept = one_by_one(boxes, scores, groups, 0.3)
+        assert 20 < len(kept) < 110
+        assert sorted(together(boxes, scores, groups, 0.3).tolist()) == sorted(kept.tolist())
+    nothing = torch.zeros(0)
+    assert together(torch.zeros(0, 4), nothing, nothing.long(), 0.3).tolist() == []
+
+
+@pytest.mark.gpu
+def test_gpu_keeps_the_cpus_boxes() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    g = torch.Generator().manual_seed(0)
+    corners = torch.rand(3000, 2, generator=g) * 600
+    boxes = torch.cat([corners, corners + 5 + torch.rand(3000, 2, generator=g) * 300], 1)
+    scores, groups = torch.rand(3000, generator=g), torch.randint(20, (3000,), generator=g)
+    want = batched_nms(boxes, scores, groups, 0.3)
+    assert torch.equal(batched_nms(boxes.cuda(), scores.cuda(), groups.cuda(), 0.3).cpu(), want)
 
 
 def test_nms_is_of_one_group() -> None:
