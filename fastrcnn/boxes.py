@@ -49,10 +49,9 @@ def _widen(boxes: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
     """Return boxes (..., 4) clipped to an image of `height` x `width` pixels."""
-    x = boxes[..., 0::2].clamp(min=0)
-    y = boxes[..., 1::2].clamp(min=0)
-    x = torch.minimum(x, torch.as_tensor(width, dtype=boxes.dtype, device=boxes.device))
-    y = torch.minimum(y, torch.as_tensor(height, dtype=boxes.dtype, device=boxes.device))
+    width, height = (side.to(boxes) if isinstance(side, Tensor) else side for side in (width, height))
+    x = boxes[..., 0::2].clamp(min=0).clamp(max=width)
+    y = boxes[..., 1::2].clamp(min=0).clamp(max=height)
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
 
 

@@ -104,6 +104,7 @@ class TorchNetwork:
         logits = torch.cat([logits for logits, _ in outputs])
         scores = logits if model.classifier == "svm" else logits.softmax(dim=1)
         deltas = torch.cat([d for _, d in outputs]) * model.delta_std + model.delta_mean
+        place = place.to(scores.device, non_blocking=True)
         return scores[place], deltas[place]
 
 
@@ -147,8 +148,10 @@ def at_levels(rois: Tensor, scales: Tensor, compute: Callable[[int, Tensor], tup
     compute: takes the index of a level and its RoIs (R, 5), batch index 0 and x1 y1 x2 y2 in pixels of the original
     image, and returns tensors with R rows. It is called for every level that has RoIs, and always for the first level.
     """
-    level = nearest_level(rois, scales)
     indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+    if len(scales) == 1:
+        return compute(0, indexed)
+    level = nearest_level(rois, scales)
     parts, order = [], []
     for j in range(len(scales)):
         rows = torch.nonzero(level == j).flatten()

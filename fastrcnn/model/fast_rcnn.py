@@ -29,7 +29,7 @@ def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
     """
     box = rois[:, 1:].double()
     if op in INCLUSIVE:
-        box = box - box.new_tensor([0, 0, 1, 1])
+        box = torch.cat((box[:, :2], box[:, 2:] - 1), dim=1)  # a constant tensor would wait for pending work of a GPU
     if scales is not None:
         box = box * scales.to(box)[rois[:, 0].long()][:, None]
     return torch.cat((rois[:, :1].float(), box.float()), dim=1)
