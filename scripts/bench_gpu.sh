@@ -17,7 +17,7 @@
 # voc07 are in --work (default: FOLDER/work). --device cpu tries the stages without a GPU, with numbers cut down.
 #
 # The checkout does not have to be installed. Requires pytest, torch >= 2.11 with torchvision, OpenCV (without contrib
-# modules), tensorboard, hydra-core, omegaconf, pycocotools, defusedxml and safetensors.
+# modules), tensorboard, hydra-core, omegaconf, antlr4-python3-runtime 4.9, pycocotools, defusedxml and safetensors.
 set -uo pipefail
 out=outputs/bench pack="" work="" recipe=paper device=cuda stages=()
 while [ $# -gt 0 ]; do
@@ -67,7 +67,7 @@ for stage in "${stages[@]}"; do
     limit="${LIMIT:-${limits[$stage]}}"
     begin=$SECONDS
     echo "== $stage (limit: $limit s)"
-    timeout --kill-after=10 "$limit" "$python" "scripts/${command[0]}" "${command[@]:1}" --json "$out/$name.json" 2>&1 |
+    timeout --kill-after=30 "$limit" "$python" "scripts/${command[0]}" "${command[@]:1}" --json "$out/$name.json" 2>&1 |
         tee "$out/$name.md"
     status=${PIPESTATUS[0]}
     case $status in

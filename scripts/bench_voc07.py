@@ -6,7 +6,8 @@
 PACK contains the images, the proposals and the ImageNet convolutions of VGG16; fc6 and fc7 are initialised randomly.
 The data set is unpacked to WORK/data unless it already exists. The run is the folder WORK/RECIPE; if it exists, it is
 resumed. KEY=VALUE arguments are passed to `fastrcnn train`. Next to the JSON file, the files that the evaluation
-and the training wrote (metrics.json, report.html, metrics.csv and train.log) are copied with the recipe as a prefix.
+and the training wrote (metrics.json, report.html, metrics.csv and train.log) are copied with the recipe as a prefix,
+even if the run was stopped by SIGTERM, for example at the time limit of a stage of bench_gpu.sh.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -59,6 +61,7 @@ def main() -> None:
     keys = unpacked(options.pack, options.work)
     unpacking, run = time.perf_counter() - begin, options.work / options.recipe
     begin = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: None)  # training saves a checkpoint; afterwards, its files are copied
     command = [sys.executable, "-m", "fastrcnn", "train", f"recipe={options.recipe}", *KEYS, *keys, *options.settings]
     done = subprocess.run([*command, f"run={run}", *(["resume=auto"] if run.exists() else [])])
     seconds = time.perf_counter() - begin
