@@ -6,9 +6,9 @@
     python scripts/pack_dataset.py unpack PACK FOLDER
 
 Packing is lossy: images are encoded again as AVIF, with the highest quality that fits into --megabytes. The boxes of
-proposals are rounded to integers and sorted, their scores are omitted, and weights are converted to float16. BENCHMARKS.md
-has the AP that this costs. The pack consists of zip files of at most --part megabytes and of parts.json with their
-SHA-256 digests. A megabyte is 1,000,000 bytes.
+proposals are rounded to integers and sorted, their scores are omitted, and weights are converted to float16. The
+section "Packed images" of docs/notes.md shows what this costs. The pack consists of zip files of at most --part
+megabytes and of parts.json with their SHA-256 digests. A megabyte is 1,000,000 bytes.
 
 `unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007 with the images as BMP files (5.4 GB for VOC2007),
 FOLDER/VOC2007.proposals (a store with the proposals of all images) and FOLDER/VGG16.safetensors.
