@@ -3,7 +3,8 @@
 
     python scripts/bench_voc07.py PACK WORK [--recipe paper|modern] [--json FILE] [KEY=VALUE ...]
 
-PACK contains the images, the proposals and the ImageNet convolutions of VGG16; fc6 and fc7 are initialised randomly.
+PACK contains the images, the ImageNet convolutions of VGG16 and usually the proposals. fc6 and fc7 are initialised
+randomly. Without proposals in PACK, training generates them (0.06 s per image on one core).
 The data set is unpacked to WORK/data unless it already exists. The run is the folder WORK/RECIPE; if it exists, it is
 resumed. KEY=VALUE arguments are passed to `fastrcnn train`. Next to the JSON file, the files that the evaluation
 and the training wrote (metrics.json, report.html, metrics.csv and train.log) are copied with the recipe as a prefix,
@@ -45,8 +46,9 @@ def unpacked(pack: Path, work: Path) -> list[str]:
     (root,) = (data / "VOCdevkit").iterdir()
     (weights,) = data.glob("*.safetensors")
     splits = [f"data.train=[{root.name}/trainval]", f"data.test=[{root.name}/test]"]
-    proposals = f"data.proposals={data / root.name}.proposals"
-    return [f"data.root={data / 'VOCdevkit'}", *splits, proposals, f"model.weights={weights}"]
+    proposals = [f"data.proposals={store}" for store in data.glob("*.proposals")]
+    proposals = proposals or [f"data.proposal_cache={work / 'proposals'}"]
+    return [f"data.root={data / 'VOCdevkit'}", *splits, *proposals, f"model.weights={weights}"]
 
 
 def main() -> None:
