@@ -7,8 +7,9 @@
 
 Packing is lossy: images are encoded again as AVIF, with the highest quality that fits into --megabytes. The boxes of
 proposals are rounded to integers and sorted, their scores are omitted, and weights are converted to float16. The
-section "Packed images" of docs/notes.md shows what this costs. The pack consists of zip files of at most --part
-megabytes and of parts.json with their SHA-256 digests. A megabyte is 1,000,000 bytes.
+section "Packed images" of docs/notes.md shows what this costs. Without --proposals, more space is left for the images,
+and training generates the proposals. The pack consists of zip files of at most --part megabytes and of parts.json with
+their SHA-256 digests. A megabyte is 1,000,000 bytes.
 
 `unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007 with the images as BMP files (5.4 GB for VOC2007),
 FOLDER/VOC2007.proposals (a store with the proposals of all images) and FOLDER/VGG16.safetensors.
@@ -27,6 +28,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -41,6 +43,7 @@ from fastrcnn.progress import progress
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.weights import safetensors_files
 
+Item = TypeVar("Item")
 Member = tuple[str, bytes]  # name and content of a file in a part
 
 MB = 1_000_000
@@ -88,10 +91,10 @@ def pack(root: Path, out: Path, options: argparse.Namespace) -> str:
     )
 
 
-def spaced(ids: Sequence[str], limit: int | None) -> list[str]:
-    """Return at most `limit` ids, at equal distances in the list."""
-    count = len(ids) if limit is None else min(limit, len(ids))
-    return [ids[n * len(ids) // count] for n in range(count)]
+def spaced(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Return at most `limit` items, at equal distances in the list."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[n * len(items) // count] for n in range(count)]
 
 
 def lists_and_annotations(root: Path, splits: dict[str, list[str]]) -> bytes:
@@ -123,8 +126,9 @@ def half_precision(path: Path) -> Member:
 
 
 def packed_proposals(paths: Sequence[Path], ids: Sequence[str], limit: int) -> Iterator[Member]:
-    """Yield the first `limit` proposals of each image as compressed integers. Every image must be in a store.
+    """Yield at most `limit` proposals of each image as compressed integers. Every image must be in a store.
 
+    Of more proposals, those at equal distances in the store's order are taken, not the best, which are of fewer sizes.
     The boxes are sorted, and x1 is stored as the difference from the previous box, and x2 and y2 as width and height.
     With the bytes arranged by their position in a box, they need 2.9 KB per image instead of 3.9.
     """
@@ -134,7 +138,7 @@ def packed_proposals(paths: Sequence[Path], ids: Sequence[str], limit: int) -> I
         raise UserError(f"The stores have no proposals for {len(missing)} image(s), such as '{missing[0]}'.")
     for n in range(0, len(ids), CHUNK):
         chunk = ids[n : n + CHUNK]
-        boxes = [differences(np.rint(owners[i].boxes(i)[:limit]).astype(np.int64)) for i in chunk]
+        boxes = [differences(np.rint(taken(owners[i].boxes(i), limit)).astype(np.int64)) for i in chunk]
         arrays = {
             "ids": np.array([i.encode() for i in chunk]),
             "sizes": np.array([owners[i].size(i) for i in chunk], "<i4"),  # (N, 2) height and width
@@ -144,6 +148,10 @@ def packed_proposals(paths: Sequence[Path], ids: Sequence[str], limit: int) -> I
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         yield f"proposals/{n:06d}.npz.xz", lzma.compress(buffer.getvalue(), preset=9)
+
+
+def taken(boxes: np.ndarray, limit: int) -> np.ndarray:
+    return boxes[spaced(range(len(boxes)), limit)]
 
 
 def differences(boxes: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def packed(monkeypatch: pytest.MonkeyPatch, root: Path, *options: object) -> Pat
 
 
 def test_round_trip(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack = packed(monkeypatch, original, "--max-proposals", 4, "--part", 0.03)
+    pack = packed(monkeypatch, original, "--max-proposals", 3, "--part", 0.03)
     parts = sorted(pack.glob("*.zip"))
     assert len(parts) > 1
     assert max(p.stat().st_size for p in parts) <= 30_000
@@ -68,7 +68,7 @@ def test_round_trip(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         before, after = cv2.imread(str(source)), cv2.imread(str(root / "JPEGImages" / f"{image_id}.bmp"))
         assert cv2.PSNR(before, after) > 30  # the colours, and where they are
         assert store.size(image_id) == (150, 200)
-        boxes = sorted(np.rint(want.boxes(image_id)[:4]).tolist())
+        boxes = sorted(np.rint(want.boxes(image_id)[[0, 1, 3]]).tolist())
         assert store.boxes(image_id).tolist() == boxes
     weights = load_file(tmp_path / "out" / "net.safetensors")
     assert torch.equal(weights["w"], torch.linspace(-3, 3, 2000).half())
