@@ -243,7 +243,6 @@ def unpack(packed: Path, folder: Path) -> str:
     files: list[str] = []
     with write_folder(folder, replace=False) as out:
         root = out / "VOCdevkit" / index["name"]
-        (root / "JPEGImages").mkdir(parents=True)
 
         def images() -> Iterator[Member]:
             for member, content in members(packed / name for name in index["parts"]):
@@ -277,11 +276,15 @@ def members(parts: Iterable[Path]) -> Iterator[Member]:
 def _decode(root: Path, image: Member) -> None:
     """Write an AVIF image as a BMP file, because a data set cannot contain AVIF files and BMP is fastest to write."""
     name, content = image
+    path = (root / name).with_suffix(".bmp")
+    if ".." in path.parts or root not in path.parents:
+        raise UserError(f"{name}: the pack is damaged, because this path is outside the data set.")
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise UserError(f"{name}: OpenCV {cv2.__version__} cannot decode this AVIF file. Install a later release.")
     _, bitmap = cv2.imencode(".bmp", pixels)
-    (root / name).with_suffix(".bmp").write_bytes(bitmap.tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bitmap.tobytes())
 
 
 def refuse_without_avif() -> None:

@@ -132,6 +132,12 @@ def test_incomplete_pack(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["JPEGImages/../../../escaped.avif", "/escaped.avif"])
+def test_a_path_outside_the_data_set(name: str, tmp_path: Path) -> None:
+    with pytest.raises(pack_dataset.UserError, match="outside the data set"):
+        pack_dataset._decode(tmp_path / "root", (name, b""))
+
+
 def test_an_image_without_proposals(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = ProposalStore(tmp_path / "all.proposals").ids[1:]
     write_store(tmp_path / "all.proposals", [ImageProposals(i, 150, 200, np.ones((0, 4))) for i in some], "drawn", {})
