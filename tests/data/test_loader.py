@@ -220,7 +220,7 @@ def test_a_worker_whose_pipe_closes_before_it_has_ended_is_waited_for(
 def test_the_thread_that_pins_memory_ends_before_workers_are_killed(
     data: DetectionDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would wait forever for the rest of a message of a killed worker. The thread is real, pinning is a copy."""
+    """It would wait forever for the rest of a message of a killed worker. The thread is real, pinning does nothing."""
     for name, value in {
         "is_available": True,
         "current_accelerator": torch.device("cpu"),
